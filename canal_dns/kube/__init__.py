@@ -1,0 +1,1 @@
+"""Kubernetes objects in: from a watched folder of manifests. Decides nothing."""
