@@ -1,0 +1,49 @@
+# canal-dns: `make run` and `make test` need git, Python 3.11+ and make; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run demo test test-all conformance e2e lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## virtual environment with canal-dns and what the tests need
+
+$(STAMP): setup.cfg setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("canal-dns needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+run: $(STAMP) ## the demo: a server, a stand-in CoreDNS, and what to dig
+	@$(BIN)/canal-dns demo
+
+test: $(STAMP) ## the whole fast suite
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e"
+
+conformance: $(STAMP) ## every case of tests/conformance/cases.json against a real server process
+	$(BIN)/python -m tests.conformance.run
+
+e2e: $(STAMP) ## on a real CoreDNS, in a network namespace
+	$(BIN)/python -m pytest -m e2e tests/e2e
+
+lint: $(STAMP) ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+
+format: $(STAMP) ## put the code into ruff's form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
