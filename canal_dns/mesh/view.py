@@ -1,0 +1,171 @@
+"""Every object, as last seen: apply, delete, reset; what changed since the rule last looked.
+
+Rules of this file:
+- level-triggered: the same three calls serve an event, a relist and a file; the answer is "did anything change?";
+- an update that leaves the record equal (status, annotations that nobody reads) is no change;
+- an object that became unusable takes the place of its former self: what is not understood is not served from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar, cast
+
+from canal_dns.mesh.records import (
+    KINDS,
+    DestinationRule,
+    EndpointSlice,
+    Gateway,
+    Namespace,
+    Pod,
+    Record,
+    Service,
+    Skip,
+    VirtualService,
+)
+
+Key = tuple[str, str]
+"""(namespace, name); the namespace of a Namespace is ""."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object before and after; None where it was not there or not usable."""
+
+    kind: str
+    key: Key
+    old: Record | None
+    new: Record | None
+
+
+class View:
+    """The objects of one cluster, or of a folder of manifests."""
+
+    def __init__(self, records: Iterable[Record | Skip] = ()) -> None:
+        self._records: dict[str, dict[Key, Record]] = {kind: {} for kind in KINDS}
+        self._skips: dict[str, dict[Key, Skip]] = {kind: {} for kind in KINDS}
+        self._slices: dict[Key, dict[str, EndpointSlice]] = {}
+        self._pods: dict[str, dict[str, Pod]] = {}
+        self._before: dict[tuple[str, Key], Record | None] = {}
+        self._unavailable: frozenset[str] = frozenset()
+        for record in records:
+            self.apply(record)
+
+    def apply(self, record: Record | Skip) -> bool:
+        """Take an object as it is now. True if that changes anything that the rule reads."""
+        key = (record.namespace, record.name)
+        if isinstance(record, Skip):
+            known = self._skips[record.kind].get(key) == record
+            self._skips[record.kind][key] = record
+            return self._put(record.kind, key, None) or not known
+        cleared = self._skips[record.kind].pop(key, None) is not None
+        return self._put(record.kind, key, record) or cleared
+
+    def delete(self, kind: str, namespace: str, name: str) -> bool:
+        """Forget an object. True if it was known."""
+        cleared = self._skips[kind].pop((namespace, name), None) is not None
+        return self._put(kind, (namespace, name), None) or cleared
+
+    def reset(self, kind: str, records: Iterable[Record | Skip]) -> bool:
+        """Replace all objects of a kind by these (a relist). True if anything changed."""
+        changed = False
+        kept = set()
+        for record in records:
+            kept.add((record.namespace, record.name))
+            changed |= self.apply(record)
+        for key in [*self._records[kind], *self._skips[kind]]:
+            if key not in kept:
+                changed |= self.delete(kind, *key)
+        return changed
+
+    def set_unavailable(self, kinds: Iterable[str]) -> bool:
+        """Name the kinds that may not be read (RBAC). True if that is news. The rule can do without DestinationRules only."""
+        before, self._unavailable = self._unavailable, frozenset(kinds)
+        return before != self._unavailable
+
+    @property
+    def unavailable(self) -> frozenset[str]:
+        return self._unavailable
+
+    def drain(self) -> list[Change]:
+        """What changed since the last call, one entry per object; objects that are back as they were are left out."""
+        before, self._before = self._before, {}
+        changes = []
+        for (kind, key), old in before.items():
+            new = self._records[kind].get(key)
+            if new != old:
+                changes.append(Change(kind, key, old, new))
+        return changes
+
+    @property
+    def services(self) -> Mapping[Key, Service]:
+        return cast(Mapping[Key, Service], MappingProxyType(self._records["Service"]))
+
+    @property
+    def namespaces(self) -> Mapping[Key, Namespace]:
+        return cast(Mapping[Key, Namespace], MappingProxyType(self._records["Namespace"]))
+
+    @property
+    def gateways(self) -> Mapping[Key, Gateway]:
+        return cast(Mapping[Key, Gateway], MappingProxyType(self._records["Gateway"]))
+
+    @property
+    def virtual_services(self) -> Mapping[Key, VirtualService]:
+        return cast(Mapping[Key, VirtualService], MappingProxyType(self._records["VirtualService"]))
+
+    @property
+    def destination_rules(self) -> Mapping[Key, DestinationRule]:
+        return cast(Mapping[Key, DestinationRule], MappingProxyType(self._records["DestinationRule"]))
+
+    def slices(self, namespace: str, service: str) -> tuple[EndpointSlice, ...]:
+        """The EndpointSlices of a Service, by name."""
+        known = self._slices.get((namespace, service), {})
+        return tuple(known[name] for name in sorted(known))
+
+    def pods(self, namespace: str) -> Mapping[str, Pod]:
+        """The Pods of a namespace, by name."""
+        return MappingProxyType(self._pods.get(namespace, {}))
+
+    def skips(self) -> list[Skip]:
+        """Objects that cannot be used, by kind, namespace and name."""
+        return [self._skips[kind][key] for kind in KINDS for key in sorted(self._skips[kind])]
+
+    def count(self, kind: str) -> int:
+        """Usable objects of a kind."""
+        return len(self._records[kind])
+
+    def _put(self, kind: str, key: Key, record: Record | None) -> bool:
+        records = self._records[kind]
+        old = records.get(key)
+        if old == record:
+            return False
+        self._before.setdefault((kind, key), old)
+        if record is None:
+            del records[key]
+        else:
+            records[key] = record
+        self._index(old, record)
+        return True
+
+    def _index(self, old: Record | None, new: Record | None) -> None:
+        if isinstance(old, EndpointSlice):
+            _drop(self._slices, (old.namespace, old.service), old.name)
+        elif isinstance(old, Pod):
+            _drop(self._pods, old.namespace, old.name)
+        if isinstance(new, EndpointSlice):
+            self._slices.setdefault((new.namespace, new.service), {})[new.name] = new
+        elif isinstance(new, Pod):
+            self._pods.setdefault(new.namespace, {})[new.name] = new
+
+
+I = TypeVar("I")  # noqa: E741
+
+
+def _drop(index: dict[I, dict[str, R]], key: I, name: str) -> None:
+    del index[key][name]
+    if not index[key]:
+        del index[key]
