@@ -6,11 +6,13 @@ What does not fit is counted and told in a line once there is room.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import queue
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -18,6 +20,8 @@ from canal_dns.settings import LogFormat, LogSettings
 
 QUEUE_SIZE = 10_000
 """Records that may wait for a slow reader of the log."""
+STOP_TIMEOUT = 1.0
+"""Seconds that the end of the process waits for a reader of the log."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -50,7 +54,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 class BoundedHandler(logging.handlers.QueueHandler):
     """Puts a record into the queue, or counts it as lost when the queue is full; never blocks."""
 
-    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
+    def __init__(self, records: queue.Queue[logging.LogRecord | None]) -> None:
         super().__init__(records)
         self.lost = 0
 
@@ -74,8 +78,9 @@ class Logs:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = logging.StreamHandler(stream or sys.stderr)
-        self._handler = BoundedHandler(queue.Queue(QUEUE_SIZE))
-        self._listener = logging.handlers.QueueListener(self._handler.queue, self._stream)
+        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_SIZE)
+        self._handler = BoundedHandler(self._records)
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._root = logging.getLogger("canal_dns")
 
     def start(self, settings: LogSettings) -> None:
@@ -83,7 +88,7 @@ class Logs:
         self.configure(settings)
         self._root.addHandler(self._handler)
         self._root.propagate = False
-        self._listener.start()
+        self._writer.start()
 
     def configure(self, settings: LogSettings) -> None:
         """Take over level and format."""
@@ -91,7 +96,13 @@ class Logs:
         self._stream.setFormatter(JsonFormatter() if settings.format is LogFormat.JSON else TextFormatter())
 
     def stop(self) -> None:
-        """Write what waits and give the loggers back."""
+        """Write what waits and give the loggers back; a reader that takes nothing is left after STOP_TIMEOUT."""
         self._root.removeHandler(self._handler)
         self._root.propagate = True
-        self._listener.stop()
+        with contextlib.suppress(queue.Full):
+            self._records.put(None, timeout=STOP_TIMEOUT)
+            self._writer.join(STOP_TIMEOUT)
+
+    def _write(self) -> None:
+        while (record := self._records.get()) is not None:
+            self._stream.handle(record)

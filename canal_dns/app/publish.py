@@ -46,10 +46,11 @@ class Publisher:
         return {name: max(0.0, due - now) for name, (_, due) in self._settling.items()}
 
     def replace(self, bound: Mapping[str, Bound]) -> None:
-        """Publish a whole table at once: the first one, and after a change of the settings."""
-        self._live = {name: addresses_of(one) for name, one in bound.items()}
-        self._settling.clear()
-        self._send({names.from_text(name): addresses for name, addresses in self._live.items()}, full=True)
+        """Publish a whole table: the first one, or one under other rules. Only names that were settling go on waiting."""
+        addresses = {name: addresses_of(one) for name, one in bound.items()}
+        self._settling = {name: (addresses[name], due) for name, (_, due) in self._settling.items() if name in addresses}
+        self._live = {name: one for name, one in addresses.items() if name not in self._settling}
+        self._send({names.from_text(name): one for name, one in self._live.items()}, full=True)
 
     def update(self, changes: Mapping[str, Bound | None], now: float) -> bool:
         """Take over changed bindings (None: no longer bound) and publish what need not wait. True: something was published."""

@@ -1,0 +1,70 @@
+"""From objects to bindings: one source, the view it fills, and the rule over it.
+
+    ManifestSource -> View -> Binder -> changes
+
+A feed is replaced whole when the source or the rule's settings change; its result is compared with the one before,
+so that a name which stays bound is never away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from canal_dns.kube.files import ManifestSource
+from canal_dns.mesh.binding import Binder
+from canal_dns.mesh.readiness import Readiness
+from canal_dns.mesh.result import Bound, Result
+from canal_dns.mesh.view import View
+from canal_dns.settings import BindingSettings, GatewayUnready, SourceSettings
+
+
+class Feed:
+    """The bindings of one source under one set of rules."""
+
+    def __init__(self, source: SourceSettings, settings: BindingSettings) -> None:
+        self.settings = settings
+        self.view = View()
+        self.source = ManifestSource(Path(source.manifests), self.view)
+        self._binder = Binder(self.view, settings)
+        self._readiness = Readiness(settings.gateway_unready_after)
+
+    @property
+    def result(self) -> Result:
+        """What the last `refresh` found."""
+        return self._binder.result
+
+    def rebind(self, settings: BindingSettings) -> None:
+        """Take other rules for the same objects; the next `refresh` starts from nothing."""
+        if settings.gateway_unready_after != self.settings.gateway_unready_after:
+            self._readiness = Readiness(settings.gateway_unready_after)
+        self.settings = settings
+        self._binder = Binder(self.view, settings)
+
+    def refresh(self, now: float) -> Mapping[str, Bound | None]:
+        """Apply the rule to what has changed: name -> binding, None where there is none any more."""
+        changes = dict(self._binder.refresh(self._unready(now)))
+        unready = self._unready(now)
+        changes.update(self._binder.refresh(unready))
+        return changes
+
+    def next_due(self) -> float | None:
+        """When a gateway's readiness will count although no object changes."""
+        return self._readiness.next_due()
+
+    def _unready(self, now: float) -> frozenset[str]:
+        states = {state.gateway: state.ready for state in self.result.gateways}
+        unready = self._readiness.observe(states, now)
+        return unready if self.settings.gateway_unready is GatewayUnready.FORWARD else frozenset()
+
+
+def offline(source: SourceSettings, settings: BindingSettings) -> Feed:
+    """A feed that was read once, for `table` and `explain`: a gateway that is not ready now counts as not ready.
+
+    Raises ManifestError when nothing can be read.
+    """
+    feed = Feed(source, settings)
+    feed.source.load()
+    feed.refresh(0.0)
+    feed.refresh(settings.gateway_unready_after)
+    return feed

@@ -1,0 +1,103 @@
+"""What each command does: options in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from canal_dns.app import control, demo, loop, remote
+from canal_dns.app.feed import Feed, offline
+from canal_dns.cli import render
+from canal_dns.cli.options import EXIT_FAILED, EXIT_OK, configuration
+from canal_dns.errors import ConfigError
+from canal_dns.mesh import explain as mesh_explain
+from canal_dns.mesh import report
+from canal_dns.settings import Settings
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the server until it is told to stop."""
+    config = configuration(options)
+    return loop.run(control.serve(config, config.load()))
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Run the demo, or with `--once` ask its questions and stop."""
+    plan = demo.plan(options.manifests, options.listen, options.admin, once=options.once)
+    return loop.run(demo.run(plan, render.Paint(sys.stdout)))
+
+
+def table(options: argparse.Namespace) -> int:
+    """Print what is bound and what is skipped."""
+    if options.server:
+        plain = remote.bindings(options.server)
+    else:
+        feed, _ = _read(options)
+        plain = report.to_plain(feed.result, feed.view)
+    if options.output == "json":
+        print(json.dumps(plain, indent=2))
+    else:
+        render.table(plain, render.Paint(sys.stdout), everything=options.all)
+    return EXIT_OK
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Print why each name is bound, or the first rule that fails."""
+    if options.server:
+        plain = remote.bindings(options.server)
+        domain = options.cluster_domain or str(plain.get("clusterDomain", "cluster.local"))
+        explained = [report.explain_plain(plain, mesh_explain.full_name(name, domain)) for name in options.names]
+    else:
+        feed, settings = _read(options)
+        domain = settings.zone.cluster_domain
+        explained = [
+            mesh_explain.explain(feed.result, feed.view, settings.binding, mesh_explain.full_name(name, domain))
+            for name in options.names
+        ]
+    if options.output == "json":
+        print(json.dumps([mesh_explain.to_plain(one) for one in explained], indent=2))
+    else:
+        for number, one in enumerate(explained):
+            if number:
+                print()
+            render.explanation(one, render.Paint(sys.stdout))
+    return EXIT_OK if all(one.bound for one in explained) else EXIT_FAILED
+
+
+def check(options: argparse.Namespace) -> int:
+    """Validate a configuration; warnings do not change the exit status."""
+    settings = configuration(
+        argparse.Namespace(config=options.config, manifests=None, gateway=None, cluster_domain=None)
+    ).load()
+    for warning in settings.warnings:
+        print(f"canal-dns: warning: {warning}", file=sys.stderr)
+    print(f"{options.config}: valid")
+    return EXIT_OK
+
+
+def _read(options: argparse.Namespace) -> tuple[Feed, Settings]:
+    """The bindings of a folder of manifests; its broken files are told on standard error and do not stop the rest."""
+    if not options.config and not options.manifests:
+        raise ConfigError("--manifests", None, "say where to read: --manifests DIR, -c FILE or --server URL")
+    settings = configuration(options, offline=True).load()
+    feed = offline(settings.source, settings.binding)
+    for problem in feed.source.broken:
+        print(f"canal-dns: warning: {problem}", file=sys.stderr)
+    for skip in feed.source.skips:
+        print(f"canal-dns: warning: {skip}", file=sys.stderr)
+    return feed, settings
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "serve": serve,
+    "demo": run_demo,
+    "table": table,
+    "explain": explain,
+    "check": check,
+}
+"""Command -> what runs it."""
+
+_ = Any
