@@ -1,0 +1,106 @@
+"""Who may ask, and how much: the client ACL, the source ports that are never answered, the limits.
+
+Rules of this file:
+- an address is parsed once and its standing remembered by its text: what a packet costs is one look-up;
+- what is remembered is bounded, whatever source addresses are forged;
+- a peer is a client that is allowed and has no limit;
+- an IPv4-mapped address counts as the IPv4 address in it (RFC 4291 section 2.5.5.2), or an ACL could be walked around.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from enum import Enum
+
+from canal_dns.dns.ratelimit import PerSecond, TokenBuckets
+from canal_dns.settings import AccessSettings, Network
+
+DROPPED_PORTS = frozenset({0, 7, 13, 19, 37})
+"""Source ports of services that answer anything (echo, daytime, chargen, time): a reply to them would never end."""
+LAST_DROPPED_PORT = max(DROPPED_PORTS)
+
+REMEMBERED = 65_536
+"""Client addresses, and prefixes with a bucket, that are remembered at most."""
+
+
+class Verdict(Enum):
+    """What becomes of a client's packet before it is read."""
+
+    PASS = "pass"  # noqa: S105
+    REFUSE = "refuse"
+    SLIP = "slip"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    allowed: bool
+    peer: bool
+    prefix: bytes | None
+    """The prefix whose bucket it draws from; None: no limit."""
+
+
+class Gate:
+    """The ACL and the limits of one process."""
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._settings = settings
+        self._errors = PerSecond(settings.error_replies_per_second)
+        self._buckets = TokenBuckets(settings.rate_limit.per_second, REMEMBERED)
+        self._clients: dict[str, _Client] = {}
+        self.free: set[str] = set()
+        """Addresses known to be allowed and without a limit: for them, from a port above LAST_DROPPED_PORT, every check that
+        comes before reading the packet is passed. The packet loop looks here; decide() puts the addresses in."""
+
+    def verdict(self, address: str, *, stream: bool, now: float) -> Verdict:
+        """Judge one packet of a client; a stream cannot be forged, so it has no limit per prefix."""
+        if address in self.free:
+            return Verdict.PASS
+        client = self._client(address)
+        if not client.allowed:
+            return Verdict.REFUSE
+        if client.prefix is None or stream:
+            return Verdict.PASS
+        refused = self._buckets.take(client.prefix, now)
+        if not refused:
+            return Verdict.PASS
+        slip = self._settings.rate_limit.slip
+        return Verdict.SLIP if slip and refused % slip == 0 else Verdict.DROP
+
+    def is_peer(self, address: str) -> bool:
+        """True for a CoreDNS, behind which stand many clients: limits per client do not apply."""
+        return self._client(address).peer
+
+    def error_allowed(self, now: float) -> bool:
+        """True where one more error reply may be sent now; it counts as sent."""
+        return self._errors.take(now)
+
+    def _client(self, address: str) -> _Client:
+        client = self._clients.get(address)
+        if client is None:
+            client = self._judge(address)
+            if len(self._clients) >= REMEMBERED:
+                self._clients.clear()
+                self.free.clear()
+            self._clients[address] = client
+            if client.allowed and client.prefix is None:
+                self.free.add(address)
+        return client
+
+    def _judge(self, address: str) -> _Client:
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return _Client(allowed=False, peer=False, prefix=None)
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+            parsed = parsed.ipv4_mapped
+        settings = self._settings
+        peer = _within(parsed, settings.peers)
+        limited = settings.rate_limit.per_second > 0 and not peer and not _within(parsed, settings.rate_limit.exempt)
+        prefix = parsed.packed[:8] if limited else None
+        return _Client(allowed=peer or _within(parsed, settings.allow), peer=peer, prefix=prefix)
+
+
+def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)
