@@ -70,7 +70,7 @@ def test_an_empty_file_is_no_setting(load):
 
 
 def test_a_bad_flag_is_named_as_a_flag(load):
-    with pytest.raises(ConfigError, match="^--listen: listen"):
+    with pytest.raises(ConfigError, match=r"^--listen: listen"):
         load(GOOD, {"listen": ["nonsense"]})
 
 
