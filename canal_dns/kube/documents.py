@@ -25,7 +25,7 @@ from yaml.resolver import Resolver
 from canal_dns.errors import ManifestError
 
 try:
-    from yaml.cyaml import CParser as _Events
+    from yaml._yaml import CParser as _Events
 except ImportError:
     from yaml.parser import Parser
     from yaml.reader import Reader
@@ -95,7 +95,9 @@ def _with_type(item: object, kind: str, parent: Mapping[str, Any]) -> object:
 
 
 def _name(value: object) -> str:
-    return {list: "a list", str: "a text", dict: "a mapping"}.get(type(value), f"a value of type {type(value).__name__}")
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else f"a value of type {type(value).__name__}"
 
 
 def _json(data: bytes, path: str) -> Iterator[tuple[object, int | None]]:
@@ -112,7 +114,7 @@ def _yaml(data: bytes, path: str) -> Iterator[tuple[object, int | None]]:
     try:
         loader = _Loader(data)
         while loader.check_node():
-            node = loader.get_node()
+            node: Any = loader.get_node()
             line = node.start_mark.line + 1
             yield loader.construct_document(node), line
     except ManifestError:
@@ -122,7 +124,7 @@ def _yaml(data: bytes, path: str) -> Iterator[tuple[object, int | None]]:
         line = data.count(b"\n", 0, problem.position) + 1
         raise ManifestError(path, line, f"not text: {problem.reason}") from None
     except yaml.MarkedYAMLError as problem:
-        mark = problem.problem_mark or problem.context_mark
+        mark: Any = problem.problem_mark or problem.context_mark
         text = ", ".join(part for part in (problem.context, problem.problem) if part)
         raise ManifestError(path, mark.line + 1 if mark else line, f"not YAML: {text}") from None
     except Exception as problem:
@@ -130,7 +132,7 @@ def _yaml(data: bytes, path: str) -> Iterator[tuple[object, int | None]]:
         raise ManifestError(path, line, f"not YAML: {type(problem).__name__}: {problem}") from None
 
 
-class _Loader(Composer, _Events, SafeConstructor, Resolver):  # type: ignore[misc]
+class _Loader(Composer, _Events, SafeConstructor, Resolver):
     """CSafeLoader with the composer that can be bounded, and without the implicit timestamps."""
 
     # YAML 1.1 would make a datetime of an unquoted creationTimestamp.
@@ -149,20 +151,22 @@ class _Loader(Composer, _Events, SafeConstructor, Resolver):  # type: ignore[mis
         self._weights: dict[str, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        event = self.peek_event()
+        event: Any = self.peek_event()
+        mark = event.start_mark
         before = self._nodes
-        if isinstance(event, AliasEvent):
+        is_alias = isinstance(event, AliasEvent)
+        if is_alias:
             if event.anchor in self.anchors and event.anchor not in self._weights:
-                raise yaml.MarkedYAMLError(problem="an alias to what contains it", problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(problem="an alias to what contains it", problem_mark=mark)
             self._nodes += self._weights.get(event.anchor, 0)
         self._nodes += 1
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=mark)
         if self._nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} values", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} values", problem_mark=mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        if event.anchor is not None and not isinstance(event, AliasEvent):
+        if event.anchor is not None and not is_alias:
             self._weights[event.anchor] = self._nodes - before
         return node

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from canal_dns.errors import ManifestError
 from canal_dns.kube import documents
@@ -68,16 +68,30 @@ class SkippedObject:
     reason: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.place}: {self.kind} {self.namespace}/{self.name}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An object, or why it is none, and its path:line."""
+
+    record: resources.Record | resources.Skip
+    place: str
+
+    @property
+    def key(self) -> Key:
+        return self.record.kind, self.record.namespace, self.record.name
+
 
 @dataclass(slots=True)
 class _File:
-    """A file as last seen: its last good objects, each with its path:line, and what is wrong with it now."""
+    """A file as last seen: its last good objects, and what is wrong with it now."""
 
     signature: Signature | None = None
     data: bytes | None = None
     """Kept only between a young file's first and second reading."""
-    records: tuple[tuple[Key, str, resources.Record], ...] = ()
-    skips: tuple[SkippedObject, ...] = ()
+    entries: tuple[_Entry, ...] = ()
     problem: ManifestError | None = None
 
 
@@ -85,7 +99,7 @@ class _File:
 class _Wanted:
     """What all files together ask for."""
 
-    records: Mapping[Key, resources.Record]
+    records: Mapping[Key, resources.Record | resources.Skip]
     skips: tuple[SkippedObject, ...]
     broken: tuple[ManifestError, ...]
 
@@ -115,8 +129,8 @@ class ManifestSource:
     `load` reads once and insists; `run` goes on from there (or from nothing) for ever and never gives up.
     """
 
-    def __init__(self, path: str, sink: View, *, interval: float = INTERVAL) -> None:
-        self.path = path
+    def __init__(self, path: Path, sink: View, *, interval: float = INTERVAL) -> None:
+        self.path = str(path)
         self.synced = False
         """True once the view was filled."""
         self.broken: tuple[ManifestError, ...] = ()
@@ -128,13 +142,13 @@ class ManifestSource:
         self._sink = sink
         self._interval = interval
         self._folder = _Folder(path)
-        self._records: Mapping[Key, resources.Record] = {}
+        self._records: Mapping[Key, resources.Record | resources.Skip] = {}
         self._complaints: dict[str, tuple[str, float]] = {}
 
     @property
     def counts(self) -> Mapping[str, int]:
         """Objects in use, by kind."""
-        return Counter(kind for kind, _, _ in self._records)
+        return Counter(record.kind for record in self._records.values() if not isinstance(record, resources.Skip))
 
     def load(self) -> None:
         """Read everything now and fill the view. Blocks. Raises ManifestError if there is nothing that can be read."""
@@ -174,17 +188,11 @@ class ManifestSource:
         self._records = records
         self.synced = True
         self._tell([f"{self.path}: {look.files} files, {len(records)} objects read"] if first else look.news)
-        self._tell(
-            [
-                f"{skip.place}: not used: {skip.kind} {skip.namespace}/{skip.name}: {skip.message}"
-                for skip in skips
-                if skip in new
-            ]
-        )
+        self._tell([f"not used: {skip}" for skip in skips if skip in new])
         return changed or first
 
-    def _reset(self, records: Mapping[Key, resources.Record]) -> bool:
-        by_kind: dict[str, list[resources.Record]] = {kind: [] for kind in resources.KINDS}
+    def _reset(self, records: Mapping[Key, resources.Record | resources.Skip]) -> bool:
+        by_kind: dict[str, list[resources.Record | resources.Skip]] = {kind: [] for kind in resources.KINDS}
         for (kind, _, _), record in records.items():
             by_kind[kind].append(record)
         changed = False
@@ -192,7 +200,7 @@ class ManifestSource:
             changed |= self._sink.reset(kind, of_kind)
         return changed
 
-    def _difference(self, records: Mapping[Key, resources.Record]) -> bool:
+    def _difference(self, records: Mapping[Key, resources.Record | resources.Skip]) -> bool:
         changed = False
         for key in self._records.keys() - records.keys():
             changed |= self._sink.delete(*key)
@@ -224,8 +232,8 @@ class ManifestSource:
 class _Folder:
     """The files on disk as last seen. Blocking; used by one thread at a time."""
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._files: dict[str, _File] = {}
         self._wanted: _Wanted | None = None
 
@@ -242,13 +250,13 @@ class _Folder:
         changed = self._wanted is None
         for path, state in found.items():
             file = self._files.setdefault(path, _File())
-            before = file.records, file.skips, str(file.problem)
+            before = file.entries, str(file.problem)
             started = time.perf_counter()
             self._refresh(path, file, state)
-            if (file.records, file.skips, str(file.problem)) != before:
+            if (file.entries, str(file.problem)) != before:
                 changed = True
                 if file.problem is None:
-                    news.append(f"{path}: {len(file.records)} objects read in {(time.perf_counter() - started) * 1000:.0f} ms")
+                    news.append(f"{path}: {len(file.entries)} objects read in {(time.perf_counter() - started) * 1000:.0f} ms")
         # What stood below a folder that cannot be listed now is not gone, only out of sight.
         hidden = tuple(path + os.sep for path, state in found.items() if isinstance(state, ManifestError))
         for path in sorted(self._files.keys() - found.keys()):
@@ -285,27 +293,30 @@ class _Folder:
             if again and data == known:
                 return
             file.data = data if young else None
-            records, skips = _records(documents.read(data, path), path)
+            entries = _entries(documents.read(data, path), path)
         except OSError as problem:
             file.problem = ManifestError(path, None, _trouble(problem))
         except ManifestError as problem:
             file.problem = problem
         else:
-            file.records, file.skips, file.problem = records, skips, None
+            file.entries, file.problem = entries, None
 
     def _merge(self) -> _Wanted:
-        records: dict[Key, resources.Record] = {}
+        records: dict[Key, resources.Record | resources.Skip] = {}
         places: dict[Key, str] = {}
         skips: list[SkippedObject] = []
-        for _, file in sorted(self._files.items()):
-            skips.extend(file.skips)
-            for key, place, record in file.records:
-                if key in records:
-                    message = f"the same object stands in {places[key]}, which comes first"
-                    skips.append(SkippedObject(place, *key, "Duplicate", message))
-                else:
-                    records[key] = record
-                    places[key] = place
+        for entry in (entry for _, file in sorted(self._files.items()) for entry in file.entries):
+            record, key = entry.record, entry.key
+            if key in records:
+                message = f"the same object stands in {places[key]}, which comes first"
+                skips.append(SkippedObject(entry.place, *key, "Duplicate", message))
+                continue
+            if isinstance(record, resources.Skip):
+                skips.append(SkippedObject(entry.place, *key, record.reason, f"{record.field}: {record.message}"))
+            # What has no name cannot take another one's place.
+            if record.name:
+                records[key] = record
+                places[key] = entry.place
         broken = tuple(file.problem for _, file in sorted(self._files.items()) if file.problem is not None)
         return _Wanted(records, tuple(skips), broken)
 
@@ -356,27 +367,13 @@ def _bytes(path: str) -> bytes:
     return data
 
 
-def _records(
-    objects: Iterable[documents.Document], path: str
-) -> tuple[tuple[tuple[Key, str, resources.Record], ...], tuple[SkippedObject, ...]]:
-    records: list[tuple[Key, str, resources.Record]] = []
-    skips: list[SkippedObject] = []
+def _entries(objects: Iterable[documents.Document], path: str) -> tuple[_Entry, ...]:
+    entries = []
     for document in objects:
-        place = path if document.line is None else f"{path}:{document.line}"
-        answer = resources.parse(_with_namespace(document.raw))
-        if isinstance(answer, resources.Skip):
-            skips.append(SkippedObject(place, answer.kind, answer.namespace, answer.name, answer.reason, answer.message))
-        elif answer is not None:
-            records.append(((answer.kind, answer.namespace, answer.name), place, answer))
-    return tuple(records), tuple(skips)
-
-
-def _with_namespace(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As `kubectl apply` does without `-n`: an object that names no namespace is one of `default`."""
-    metadata = raw.get("metadata")
-    if raw["kind"] == "Namespace" or not isinstance(metadata, Mapping) or metadata.get("namespace"):
-        return raw
-    return {**raw, "metadata": {**metadata, "namespace": "default"}}
+        record = resources.parse(document.raw)
+        if record is not None:
+            entries.append(_Entry(record, path if document.line is None else f"{path}:{document.line}"))
+    return tuple(entries)
 
 
 def _trouble(problem: OSError) -> str:

@@ -80,7 +80,7 @@ def folder(tmp_path):
 @contextlib.asynccontextmanager
 async def watching(path, world, interval=0.02):
     """A source that runs; gives `until(condition)`, which fails after 10 s."""
-    source = ManifestSource(str(path), world, interval=interval)
+    source = ManifestSource(path, world, interval=interval)
     changes = []
     task = asyncio.create_task(source.run(lambda: changes.append(len(changes))))
     source.changes = changes
@@ -110,7 +110,7 @@ def write(path, text):
 
 
 def load(path, world):
-    source = ManifestSource(str(path), world)
+    source = ManifestSource(path, world)
     source.load()
     return source
 
@@ -180,6 +180,30 @@ def test_objects_that_are_not_understood_are_reported_and_the_others_served(fold
     assert skip.kind == "Service" and skip.reason and skip.message
     assert source.skipped_total == {("Service", skip.reason): 1}
     assert source.counts == {"Service": 1}
+
+
+BAD_PORTS = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec: {ports: 7}\n"
+
+
+async def test_an_object_that_became_unusable_is_not_served_from_memory(folder):
+    view = View()
+    (folder / "a.yaml").write_text(service("a"))
+    source = ManifestSource(folder, view)
+    source.load()
+    assert view.services
+    (folder / "a.yaml").write_text(BAD_PORTS)
+    await source.poll(lambda: None)
+    assert not view.services
+    assert [(skip.namespace, skip.name) for skip in view.skips()] == [("shop", "a")]
+    assert source.counts == {}
+    assert "spec.ports" in str(source.skips[0])
+
+
+def test_objects_without_a_name_do_not_take_each_others_place(folder, world):
+    (folder / "a.yaml").write_text("apiVersion: v1\nkind: Service\n---\napiVersion: v1\nkind: Service\n")
+    source = load(folder, world)
+    assert [skip.reason for skip in source.skips] == ["Invalid", "Invalid"]
+    assert world.objects == {}
 
 
 def test_the_first_file_has_an_object_that_stands_in_two(folder, world):
@@ -279,7 +303,7 @@ def test_a_big_object_is_read(folder, world):
 def test_ten_thousand_random_objects_raise_nothing(folder, world):
     chance = random.Random(7)
     (folder / "a.json").write_text(json.dumps({"kind": "List", "items": [_anything(chance) for _ in range(10_000)]}))
-    source = ManifestSource(str(folder), world)
+    source = ManifestSource(folder, world)
     source.load()
     assert source.broken == ()
     assert source.skips, "some of these were not understood"
@@ -537,7 +561,7 @@ async def test_edits_all_the_time_end_in_the_last_state(folder, world):
 
 async def test_the_loop_is_not_held_up_by_parsing(folder, world):
     (folder / "a.yaml").write_text("---\n".join(service(f"s{number}") for number in range(2000)))
-    source = ManifestSource(str(folder), world)
+    source = ManifestSource(folder, world)
     beats = 0
 
     async def beat():
@@ -600,8 +624,3 @@ async def test_names_cannot_forge_log_lines(folder, world, caplog):
     load(folder, world)
     assert len(caplog.records) >= 2
     assert all("\n" not in record.getMessage() for record in caplog.records)
-
-
-def test_the_real_view_takes_the_calls(folder):
-    (folder / "a.yaml").write_text(service("a"))
-    load(folder, View())
