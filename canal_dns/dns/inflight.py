@@ -1,0 +1,417 @@
+"""Queries on their way: who waits for which, what was sent where, what a packet from an upstream means, and what is next.
+
+Rules of this file:
+- one outstanding query per question (`Key`); whoever asks the same waits for the same reply (CVE-2020-25684 to -25686);
+- a reply counts only on the channel and under the ID that its query left by; an ID is used once in a channel's life;
+- what is not the reply never ends the wait (TuDoor); after MISMATCHES such packets the question goes over a stream too;
+- every waiter gets one outcome, inside the budget: a `Done` order, whose flight has the reply, or no reply and `ede`;
+- nothing is sent here: `orders` says what to do next, `now` comes in with every call, randomness with the constructor.
+
+A flight is *fresh* until its first try is overdue, then *late*: both are dictionaries in order of their start, so the
+oldest entry has the next deadline, and a query that is answered in time costs no timer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from itertools import takewhile
+from math import inf
+from typing import Any, TypeAlias
+
+from canal_dns.dns.upstreams import PROBE, PROBE_INTERVAL, Upstream, Upstreams
+from canal_dns.dns.wire import HEADER, Ede, Mismatch, Query, Rcode, match_reply
+
+FIRST_TRY = 0.45
+"""Share of the budget after which the second try starts, on another socket: 0.675 s of 1.5 s."""
+LAST_TRY = 0.95
+"""Share of the budget after which the client is told: the rest is for the way of the SERVFAIL."""
+MISMATCHES = 3
+"""Packets that are not the reply, on one query, until the question goes over TCP too (BIND 9.21.23: one)."""
+CHANNEL_LIFE = 10.0
+"""Seconds a channel takes new queries; CoreDNS's `expire`. A long-lived source port to a ClusterIP can become a black hole."""
+CHANNEL_QUERIES = 1000
+"""Queries a channel takes in its life: an off-path attacker has to find a new port after them."""
+
+_RD_CD = 0x0110
+_TC = 2
+_IDS = 4096
+_FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
+"""Replies that another upstream may better; CoreDNS's `failover`."""
+
+_PROBE_KEY = (b"", 0, 0, 0, True)
+
+Key: TypeAlias = tuple[bytes, int, int, int, bool]
+"""Lower-cased name, type, class, RD and CD, DO as sent upstream. Nothing else of a client splits a flight (CVE-2025-5994)."""
+ReplyTo: TypeAlias = Callable[[bytes | None], None]
+Waiter: TypeAlias = tuple[Query, str, ReplyTo, float]
+"""The query as this client asked it, the client's address, where its reply goes, when it came."""
+
+
+class Rejection(Enum):
+    """Why a query is answered SERVFAIL at once. Values: labels of metrics."""
+
+    OUTSTANDING = "outstanding"
+    CLIENT = "client"
+    DOWN = "down"
+    CLOSING = "closing"
+
+
+class Ignored(Enum):
+    """A packet that matches no query any more: late or duplicate. Value: a label of metrics, beside those of `Mismatch`."""
+
+    UNEXPECTED = "unexpected"
+
+
+class Channel:
+    """One upstream socket, as the book-keeping sees it. The shell adds the socket."""
+
+    __slots__ = ("expires", "flights", "mismatches", "retired", "stream", "upstream", "waiting")
+
+    def __init__(self, upstream: Upstream, now: float, *, stream: bool) -> None:
+        self.upstream = upstream
+        self.stream = stream
+        """A TCP connection; else a UDP socket."""
+        self.expires = inf if stream else now + CHANNEL_LIFE
+        self.flights: dict[int, Flight | None] = {}
+        """By ID; None: answered or given up, kept so that the ID is not used again here."""
+        self.waiting = 0
+        """Flights that still wait here; a retired channel without them is to be closed."""
+        self.mismatches = 0
+        """Packets with an ID that was never used here."""
+        self.retired = False
+
+    def usable(self, now: float) -> bool:
+        """True if a new query may leave here."""
+        return not self.retired and len(self.flights) < CHANNEL_QUERIES and now < self.expires
+
+    def waiters(self) -> list[Flight]:
+        """The flights that wait here."""
+        return [flight for flight in self.flights.values() if flight is not None]
+
+
+class Flight:
+    """One question on its way to the upstreams, and all who wait for it."""
+
+    __slots__ = (
+        "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "slots",
+        "started", "streaming", "truncated", "upstream", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, key: Key, query: Query, do: bool, upstream: Upstream, now: float) -> None:
+        self.key = key
+        self.query = query
+        """As the first client asked it: its case goes upstream."""
+        self.do = do
+        self.upstream = upstream
+        """Asked last."""
+        self.asked: tuple[Upstream, ...] = (upstream,)
+        self.waiters: list[Waiter] = []
+        self.started = now
+        self.slots: list[tuple[Channel, int]] = []
+        """Where a reply may still come in."""
+        self.reply: bytes | None = None
+        """The reply; before `done` the failure that is passed on if nobody knows better."""
+        self.truncated: bytes | None = None
+        """A reply with TC=1, for the case that TCP is impossible."""
+        self.mismatches = 0
+        self.extra = self.streaming = self.redialled = self.refused = self.done = self.probe = False
+
+    @property
+    def ede(self) -> Ede:
+        """Why there is no reply (RFC 8914)."""
+        return Ede.NETWORK_ERROR if self.refused else Ede.NO_REACHABLE_AUTHORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the flight's question to this upstream, on a channel that it has not left by."""
+
+    flight: Flight
+    upstream: Upstream
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A try was not answered in time: to be counted."""
+
+    upstream: Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Give the flight's outcome to its waiters."""
+
+    flight: Flight
+
+
+Order: TypeAlias = Send | Overdue | Done
+
+
+class Inflight:
+    """All flights of one process."""
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        randomness: Callable[[int], bytes],
+        exempt: Callable[[str], bool] = lambda client: False,
+    ) -> None:
+        """`randomness(n)`: n octets that nobody can foresee; `exempt(client)`: no limit per client for this address."""
+        self._upstreams = upstreams
+        self._randomness = randomness
+        self._exempt = exempt
+        self._ids: list[int] = []
+        self._fresh: dict[Key, Flight] = {}
+        self._late: dict[Key, Flight] = {}
+        self._probes: dict[Upstream, Flight] = {}
+        self._clients: dict[str, int] = {}
+        self._trial: Flight | None = None
+        self._closing = False
+        self.waiting = 0
+        """Client queries without an outcome."""
+        self.orders: list[Order] = []
+        """What the shell has to do next, in order; it empties the list after each call."""
+        self.configure(budget=1.5, always_do=True, max_waiting=10_000, max_per_client=1000)
+
+    def __len__(self) -> int:
+        """Questions on their way, probes not counted."""
+        return len(self._fresh) + len(self._late)
+
+    def configure(self, *, budget: float, always_do: bool, max_waiting: int, max_per_client: int) -> None:
+        """Seconds in all for one query; DO=1 on every upstream query; client queries that may wait, in all and per client."""
+        self._first_try = budget * FIRST_TRY
+        self._last_try = budget * LAST_TRY
+        self._always_do = always_do
+        self._max_waiting = 0 if self._closing else max_waiting
+        self._max_per_client = max_per_client
+
+    def close(self) -> None:
+        """Reject every query from now on; those on their way end as ever."""
+        self._closing = True
+        self._max_waiting = 0
+
+    def submit(self, query: Query, client: str, reply_to: ReplyTo, now: float) -> Flight | Rejection | None:
+        """A client's query: a new flight, for the shell to send to `flight.upstream`; None: it waits for one on its way.
+
+        While all upstreams are down one flight at a time tries whether the probes are wrong, and all others are rejected.
+        """
+        if self.waiting >= self._max_waiting:
+            return Rejection.CLOSING if self._closing else Rejection.OUTSTANDING
+        held = self._clients.get(client, 0)
+        if held >= self._max_per_client and not self._exempt(client):
+            return Rejection.CLIENT
+        do = self._always_do or query.do
+        key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
+        flight = self._fresh.get(key) or self._late.get(key)
+        upstream = self._upstreams.first
+        if upstream is None:
+            upstream = None if flight or self._trial else self._upstreams.trial()
+            if upstream is None:
+                return Rejection.DOWN
+        self._clients[client] = held + 1
+        self.waiting += 1
+        if flight is not None:
+            flight.waiters.append((query, client, reply_to, now))
+            return None
+        flight = self._fresh[key] = Flight(key, query, do, upstream, now)
+        flight.waiters.append((query, client, reply_to, now))
+        if not upstream.up:
+            self._trial = flight
+        return flight
+
+    def assign(self, flight: Flight, channel: Channel) -> int:
+        """Let the flight wait on this channel too, and draw the ID under which its question leaves there."""
+        flights = channel.flights
+        while True:
+            if not self._ids:
+                self._ids = list(memoryview(self._randomness(_IDS)).cast("H"))
+            ident = self._ids.pop()
+            if ident not in flights:
+                break
+        flights[ident] = flight
+        channel.waiting += 1
+        flight.slots.append((channel, ident))
+        return ident
+
+    def received(self, channel: Channel, packet: bytes) -> Flight | Mismatch | Ignored:
+        """A packet came in on a channel: the flight that it replies to, or why it replies to none.
+
+        The flight is for its waiters if it is `done`; if not, the reply was not good enough, and `orders` says what is next.
+        """
+        if len(packet) < HEADER:
+            self._mismatched(channel)
+            return Mismatch.SHORT
+        ident = packet[0] << 8 | packet[1]
+        flight = channel.flights.get(ident)
+        if flight is None:
+            if ident in channel.flights:
+                return Ignored.UNEXPECTED
+            self._mismatched(channel)
+            return Mismatch.ID
+        mismatch = match_reply(flight.query, ident, packet)
+        if mismatch is not None:
+            channel.retired = True
+            self._suspect(flight, channel.upstream)
+            return mismatch
+        if channel.upstream.failing:
+            self._upstreams.answered(channel.upstream)
+        if (packet[2] & _TC or packet[3] & 15 in _FAILURES) and self._improvable(flight, channel, ident, packet):
+            return flight
+        flight.reply = packet
+        self._finish(flight)
+        return flight
+
+    def refused(self, channel: Channel, now: float) -> None:
+        """ICMP says that nobody listens at the other end: ask somebody else at once, and go on listening (TuDoor)."""
+        self._upstreams.hinted(channel.upstream, now)
+        for flight in channel.waiters():
+            flight.refused = True
+            self._ask_another(flight)
+
+    def lost(self, channel: Channel, *, connected: bool) -> None:
+        """A stream broke; `connected`: it had been one, so that it may only have been idle for too long: try a new one once."""
+        channel.retired = True
+        for flight in channel.waiters():
+            self._leave(flight, channel)
+            flight.refused = True
+            if connected and not flight.redialled:
+                flight.redialled = True
+                self.orders.append(Send(flight, channel.upstream, stream=True))
+            elif flight.truncated is not None:
+                self._give_up(flight)
+
+    def step(self, now: float) -> None:
+        """Time has passed: tries that are overdue, flights that end, probes that are due."""
+        for flight in _started_before(self._probes, now, PROBE_INTERVAL):
+            self._finish(flight)
+        for upstream in self._upstreams.due(now):
+            self._probes[upstream] = probe = Flight(_PROBE_KEY, PROBE, True, upstream, now)
+            probe.probe = probe.extra = probe.streaming = True
+            self.orders.append(Send(probe, upstream, stream=False))
+        for flight in _started_before(self._fresh, now, self._first_try):
+            self._late[flight.key] = self._fresh.pop(flight.key)
+            self._second_try(flight, now)
+        for flight in _started_before(self._late, now, self._last_try):
+            self._overdue(flight, now)
+            self._give_up(flight)
+
+    def next_deadline(self) -> float:
+        """When `step` has something to do; infinity while nothing is on its way."""
+        deadline = self._upstreams.next_probe()
+        for flight in self._fresh.values():
+            deadline = min(deadline, flight.started + self._first_try)
+            break
+        for flight in self._late.values():
+            deadline = min(deadline, flight.started + self._last_try)
+            break
+        return deadline
+
+    def _improvable(self, flight: Flight, channel: Channel, ident: int, packet: bytes) -> bool:
+        """True if this reply is put aside: the other upstream may know better, or TCP may carry the whole."""
+        if packet[3] & 15 in _FAILURES:
+            if not self._ask_another(flight):
+                return False
+            flight.reply = packet
+        elif channel.stream or flight.probe:
+            return False
+        else:
+            flight.truncated = packet
+            if not flight.streaming:
+                self._stream(flight, channel.upstream)
+            elif not any(slot.stream for slot, _ in flight.slots):
+                return False
+        self._leave(flight, channel)
+        return True
+
+    def _mismatched(self, channel: Channel) -> None:
+        """A packet that nobody waits for on this channel: it may have been meant to hit any of those who wait."""
+        channel.retired = True
+        channel.mismatches += 1
+        if channel.mismatches <= MISMATCHES:
+            for flight in channel.waiters():
+                self._suspect(flight, channel.upstream)
+
+    def _suspect(self, flight: Flight, upstream: Upstream) -> None:
+        flight.mismatches += 1
+        if flight.mismatches >= MISMATCHES and not flight.streaming:
+            self._stream(flight, upstream)
+
+    def _second_try(self, flight: Flight, now: float) -> None:
+        if flight.truncated is not None:
+            return
+        self._overdue(flight, now)
+        if flight.reply is not None:
+            self._give_up(flight)
+        elif flight.mismatches and not flight.streaming:
+            self._stream(flight, flight.upstream)
+            self._ask_another(flight)
+        else:
+            self._ask(flight, self._upstreams.retry(flight.upstream))
+
+    def _overdue(self, flight: Flight, now: float) -> None:
+        for channel, _ in flight.slots:
+            channel.retired = True
+        self._upstreams.failed(flight.upstream, now)
+        self.orders.append(Overdue(flight.upstream))
+
+    def _ask(self, flight: Flight, upstream: Upstream) -> None:
+        flight.upstream = upstream
+        flight.asked += (upstream,)
+        self.orders.append(Send(flight, upstream, stream=False))
+
+    def _ask_another(self, flight: Flight) -> bool:
+        """One extra query for one flight, and only to an upstream that was not asked before (CVE-2026-5950)."""
+        if flight.extra:
+            return False
+        upstream = self._upstreams.alternative(flight.asked)
+        if upstream is None:
+            return False
+        flight.extra = True
+        self._ask(flight, upstream)
+        return True
+
+    def _stream(self, flight: Flight, upstream: Upstream) -> None:
+        flight.streaming = True
+        self.orders.append(Send(flight, upstream, stream=True))
+
+    def _leave(self, flight: Flight, channel: Channel) -> None:
+        """Wait no longer on this channel."""
+        slot = next(slot for slot in flight.slots if slot[0] is channel)
+        flight.slots.remove(slot)
+        channel.flights[slot[1]] = None
+        channel.waiting -= 1
+
+    def _give_up(self, flight: Flight) -> None:
+        """End with the best there is: a reply that TCP could not complete, a failure, or nothing."""
+        flight.reply = flight.truncated or flight.reply
+        self._finish(flight)
+        self.orders.append(Done(flight))
+
+    def _finish(self, flight: Flight) -> None:
+        flight.done = True
+        for channel, ident in flight.slots:
+            channel.flights[ident] = None
+            channel.waiting -= 1
+        if flight.probe:
+            self._probes.pop(flight.upstream, None)
+            return
+        if self._fresh.pop(flight.key, None) is None:
+            del self._late[flight.key]
+        clients = self._clients
+        for _, client, _, _ in flight.waiters:
+            held = clients[client] - 1
+            if held:
+                clients[client] = held
+            else:
+                del clients[client]
+        self.waiting -= len(flight.waiters)
+        if flight is self._trial:
+            self._trial = None
+
+
+def _started_before(flights: dict[Any, Flight], now: float, age: float) -> list[Flight]:
+    """The flights that are at least so old, from a dictionary in order of their start."""
+    return list(takewhile(lambda flight: flight.started + age <= now, flights.values()))
