@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any
 
 from canal_dns.dns.codes import IN, Type
 from canal_dns.dns.names import MAX_LABEL, MAX_NAME, to_text
@@ -99,22 +98,6 @@ class AnswerTable:
         """Owner and RDATA of the zone's SOA, names in full: for replies that are not ours alone."""
         return self.zone, _MNAME + self.zone + _RNAME + self.zone + _timers(self.serial, ttl)
 
-    def to_plain(self) -> dict[str, Any]:
-        """What msgpack can carry: a worker makes the same table of it."""
-        return {
-            "zone": self.zone,
-            "generation": self.generation,
-            "serial": self.serial,
-            "names": delta_to_plain(self.names),
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> AnswerTable:
-        """The inverse of `to_plain`. Raises TableError."""
-        table = cls(plain["zone"])
-        table.apply(delta_from_plain(plain["names"]), plain["generation"], plain["serial"])
-        return table
-
 
 class TableCell:
     """Where readers find the table; `current` is None before the first sync, when everything is forwarded."""
@@ -123,16 +106,6 @@ class TableCell:
 
     def __init__(self, current: AnswerTable | None = None) -> None:
         self.current = current
-
-
-def delta_to_plain(delta: Delta) -> list[list[Any]]:
-    """Rows [name, v4, v6, ttl], or [name] for a name that is no longer bound."""
-    return [[name] if one is None else [name, list(one.v4), list(one.v6), one.ttl] for name, one in delta.items()]
-
-
-def delta_from_plain(rows: Iterable[list[Any]]) -> dict[bytes, Addresses | None]:
-    """The inverse of `delta_to_plain`."""
-    return {row[0]: Addresses(tuple(row[1]), tuple(row[2]), row[3]) if len(row) > 1 else None for row in rows}
 
 
 def negative_ttl(ttl: int) -> int:
