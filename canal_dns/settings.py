@@ -288,7 +288,7 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     """
     top = _Section("", mapping)
     listen = ListenSettings(
-        addresses=top.take("listen", _list_of(endpoint), ListenSettings().addresses),
+        addresses=top.take("listen", _list_of(_listener), ListenSettings().addresses),
         workers=top.take("workers", _workers, None),
         lameduck=top.take("lameduck", duration(0, 600), 15.0),
     )
@@ -477,13 +477,13 @@ class _Section:
                 raise ConfigError(self.where(str(key)), self.mapping[key], f"unknown key; {hint}")
 
 
-def endpoint(where: str, value: object, default_port: int | None = None) -> Endpoint:
+def _endpoint(where: str, value: object, *, default_port: int | None = None, lowest_port: int = 1) -> Endpoint:
     """`ADDRESS:PORT` or `[IPV6]:PORT`. Host names are refused: they would be resolved through ourselves."""
     text = str(value)
     allowed = "an IP address and a port is needed, such as 10.96.0.10:53 or [fd00::10]:53"
     match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d{1,5}))?", text)
     port = int(match[3]) if match and match[3] else default_port
-    if match is None or port is None or not 0 < port < 65536:
+    if match is None or port is None or not lowest_port <= port < 65536:
         raise ConfigError(where, value, allowed)
     try:
         address = ipaddress.ip_address(match[1] or match[2])
@@ -494,8 +494,13 @@ def endpoint(where: str, value: object, default_port: int | None = None) -> Endp
     return Endpoint(str(address), port)
 
 
+def _listener(where: str, value: object) -> Endpoint:
+    """Port 0 is any free port, for tests and demonstrations."""
+    return _endpoint(where, value, lowest_port=0)
+
+
 def _upstream(where: str, value: object) -> Endpoint:
-    upstream = endpoint(where, value, 53)
+    upstream = _endpoint(where, value, default_port=53)
     address = ipaddress.ip_address(upstream.host)
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(where, value, "it must be the address of a CoreDNS")
@@ -503,7 +508,7 @@ def _upstream(where: str, value: object) -> Endpoint:
 
 
 def _admin(where: str, value: object) -> Endpoint | None:
-    return None if value is False or value == "off" else endpoint(where, value)
+    return None if value is False or value == "off" else _listener(where, value)
 
 
 def duration(low: float, high: float) -> Callable[[str, Any], float]:

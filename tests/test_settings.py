@@ -172,7 +172,7 @@ def test_values(key, value, path, expected):
         ("listen", "0.0.0.0:53", "listen", "a list is needed"),
         ("listen", ["53"], "listen[0]", "an IP address and a port"),
         ("listen", ["0.0.0.0:53", "0.0.0.0"], "listen[1]", "an IP address and a port"),
-        ("listen", ["0.0.0.0:0"], "listen[0]", "an IP address and a port"),
+        ("listen", ["0.0.0.0:65536"], "listen[0]", "an IP address and a port"),
         ("listen", ["0.0.0.0:65536"], "listen[0]", "an IP address and a port"),
         ("listen", ["::1:53"], "listen[0]", "an IP address and a port"),
         ("listen", ["[127.0.0.1]:53"], "listen[0]", "an IP address and a port"),

@@ -84,6 +84,7 @@ class Control:
         config: Configuration,
         *,
         announce: Callable[[str], None],
+        on_first_table: Callable[[], None] | None = None,
         on_log_settings: Callable[[LogSettings], None] = lambda _: None,
     ) -> None:
         self.settings = settings
@@ -93,6 +94,7 @@ class Control:
         self.counters = Counters()
         self._config = config
         self._announce = announce
+        self._on_first_table = on_first_table or self._announce_bindings
         self._on_log_settings = on_log_settings
         self._admin: Admin | None = None
         self._changed = asyncio.Event()
@@ -165,7 +167,7 @@ class Control:
     def _handle_signals(self) -> None:
         running = asyncio.get_running_loop()
         running.add_signal_handler(signal.SIGTERM, self._on_terminate)
-        running.add_signal_handler(signal.SIGINT, self._on_interrupt)
+        running.add_signal_handler(signal.SIGINT, self.stop)
         running.add_signal_handler(signal.SIGHUP, self._reload.set)
 
     def _on_terminate(self) -> None:
@@ -174,8 +176,8 @@ class Control:
             self._hurry.set()
         self._stop.set()
 
-    def _on_interrupt(self) -> None:
-        """A person at a terminal does not want to wait for conntrack."""
+    def stop(self) -> None:
+        """End without a lameduck: a person at a terminal does not want to wait for conntrack."""
         self._hurry.set()
         self._stop.set()
 
@@ -239,7 +241,7 @@ class Control:
             f" ({reasons})" if reasons else "", took * 1000,
         )  # fmt: skip
         if first:
-            self._announce_bindings()
+            self._on_first_table()
 
     # -- configuration --------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import uvloop
 
 T = TypeVar("T")
 
-NAME = f"uvloop {uvloop.__version__}"
+NAME = f"uvloop {version('uvloop')}"
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

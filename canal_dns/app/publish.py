@@ -15,7 +15,7 @@ from typing import Protocol
 
 from canal_dns.dns import names
 from canal_dns.dns.table import Addresses, Delta
-from canal_dns.mesh.binding import Bound
+from canal_dns.mesh.result import Bound
 
 
 class Publish(Protocol):

@@ -6,9 +6,11 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from canal_dns.errors import RemoteError
+from canal_dns.mesh.explain import Explanation, Step
 
 TIMEOUT = 5.0
 """Seconds; the admin endpoint gives up on a reader after as many."""
@@ -31,3 +33,23 @@ def bindings(url: str) -> dict[str, Any]:
     if not isinstance(plain, dict) or not isinstance(plain.get("bound"), list):
         raise RemoteError(f"{address}: this is not a canal-dns")
     return plain
+
+
+def explain(plain: Mapping[str, Any], name: str) -> Explanation:
+    """What the bindings of a running server say about a whole name."""
+    for one in plain["bound"]:
+        if one["name"] == name:
+            left = plain.get("settling", {}).get(name)
+            wait = "" if left is None else f", but it settles for another {left:g} s and is forwarded until then"
+            steps = [Step(f"Service {one['service']}", "", f"ports {', '.join(map(str, one['ports']))} are served", True)]
+            steps += [Step(f"VirtualService {route}", "", "routes it", True) for route in one["routes"]]
+            steps += [Step(f"Gateway {gateway}", "", "is attached to the gateway's pods", True) for gateway in one["gateways"]]
+            steps += [Step(f"Service {one['gateway']}", "", f"VIP {', '.join(one['vips'])}", True)]
+            steps += [Step("", "", f"warning: {warning}", True) for warning in one["warnings"]]
+            return Explanation(name, True, tuple(steps), f"bound to {', '.join(one['vips'])}{wait}")
+    for one in plain["skipped"]:
+        if one["name"] == name:
+            step = Step(one["object"], one["field"], f"{one['message']} ({one['reason']})", False)
+            return Explanation(name, False, (step,), f"skipped: {one['reason']}; its queries are forwarded")
+    step = Step("", "", "the server knows no Service of this name, and no VirtualService that routes it", False)
+    return Explanation(name, False, (step,), "not a name of a Service; its queries are forwarded")

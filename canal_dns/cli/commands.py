@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from canal_dns.app import control, demo, loop, remote
 from canal_dns.app.feed import Feed, offline
@@ -27,7 +26,7 @@ def serve(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo, or with `--once` ask its questions and stop."""
     plan = demo.plan(options.manifests, options.listen, options.admin, once=options.once)
-    return loop.run(demo.run(plan, render.Paint(sys.stdout)))
+    return loop.run(demo.run(plan, render.Show(render.Paint(sys.stdout))))
 
 
 def table(options: argparse.Namespace) -> int:
@@ -48,15 +47,12 @@ def explain(options: argparse.Namespace) -> int:
     """Print why each name is bound, or the first rule that fails."""
     if options.server:
         plain = remote.bindings(options.server)
-        domain = options.cluster_domain or str(plain.get("clusterDomain", "cluster.local"))
-        explained = [report.explain_plain(plain, mesh_explain.full_name(name, domain)) for name in options.names]
+        names = [full_name(name, str(plain.get("clusterDomain", "cluster.local"))) for name in options.names]
+        explained = [remote.explain(plain, name) for name in names]
     else:
         feed, settings = _read(options)
-        domain = settings.zone.cluster_domain
-        explained = [
-            mesh_explain.explain(feed.result, feed.view, settings.binding, mesh_explain.full_name(name, domain))
-            for name in options.names
-        ]
+        names = [full_name(name, settings.zone.cluster_domain) for name in options.names]
+        explained = [mesh_explain.explain(feed.result, feed.view, settings.binding, name) for name in names]
     if options.output == "json":
         print(json.dumps([mesh_explain.to_plain(one) for one in explained], indent=2))
     else:
@@ -65,6 +61,19 @@ def explain(options: argparse.Namespace) -> int:
                 print()
             render.explanation(one, render.Paint(sys.stdout))
     return EXIT_OK if all(one.bound for one in explained) else EXIT_FAILED
+
+
+def full_name(text: str, cluster_domain: str) -> str:
+    """A name as a person types it -> the whole name: `web`, `web.shop`, `web.shop.svc`, or all of it."""
+    name = text.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(labels) == 1:
+        return f"{name}.default.svc.{cluster_domain}"
+    if len(labels) == 2 and name != cluster_domain:
+        return f"{name}.svc.{cluster_domain}"
+    if labels[-1] == "svc" and len(labels) == 3:
+        return f"{name}.{cluster_domain}"
+    return name
 
 
 def check(options: argparse.Namespace) -> int:
@@ -99,5 +108,3 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
 }
 """Command -> what runs it."""
-
-_ = Any

@@ -39,6 +39,19 @@ class Paint:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
 
 
+class Show:
+    """What the demo writes with."""
+
+    def __init__(self, paint: Paint) -> None:
+        self._paint = paint
+
+    def line(self, text: str = "") -> None:
+        self._paint.line(text)
+
+    def table(self, plain: Mapping[str, Any]) -> None:
+        table(plain, self._paint, everything=False)
+
+
 def table(plain: Mapping[str, Any], paint: Paint, *, everything: bool) -> None:
     """The bindings (the shape of `table -o json`) as two tables; Services without a route are counted unless asked for."""
     bound = plain["bound"]
