@@ -1,0 +1,203 @@
+"""CoreDNS and canal-dns as processes: started, stopped, made silent, woken, and asked for their counters.
+
+Rules of this file:
+- every process leads a process group of its own; what was started is ended by that group's id, and its end is waited for;
+- ready means asked and answered, never slept;
+- packets are counted by the kernel (`datagrams`), so that no server is believed on what it sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.e2e import cluster
+from tests.e2e.ask import ask
+
+T = TypeVar("T")
+
+ADMIN = "127.0.0.1:9180"  # 8080 is CoreDNS's `health` here
+_GATEWAYS = ({"service": "istio-system/internalgateway"}, {"service": "istio-system/internalgateway-v4"})
+
+
+def until(condition: Callable[[], T | None], seconds: float, what: str, pause: float = 0.05) -> T:
+    """The first true value of `condition`. Raises AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(pause)
+    return value
+
+
+def http(url: str) -> tuple[int, str]:
+    """Status and body; status 0 while nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 - our own address
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as reply:
+        with reply:
+            return reply.code, reply.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def series(url: str, name: str, **labels: str) -> float:
+    """The sum over all series of one metric that carry these labels."""
+    total = 0.0
+    for line in http(url)[1].splitlines():
+        if (found := re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)) and all(
+            f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()
+        ):
+            total += float(found[2])
+    return total
+
+
+class Process:
+    """One program with its children, in a process group of its own; it writes into `log`."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command = command
+        self.log = log
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        with self.log.open("ab") as sink:
+            self.running = subprocess.Popen(
+                self.command, stdout=sink, stderr=subprocess.STDOUT, cwd=self.log.parent, start_new_session=True
+            )
+
+    def alive(self) -> bool:
+        assert self.running is not None
+        if self.running.poll() is not None:
+            raise AssertionError(f"{self.command[0]} ended by itself ({self.running.returncode}):\n{self.said()}")
+        return True
+
+    def said(self) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+
+    def members(self) -> dict[int, str]:
+        """Process id -> state (R, S, T, Z, ...) of all that belong to it."""
+        assert self.running is not None
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(group) == self.running.pid:
+                found[int(stat.parent.name)] = state
+        return found
+
+    def pause(self) -> None:
+        """Silence: all processes exist and hold their sockets, none runs."""
+        assert self.running is not None
+        os.killpg(self.running.pid, signal.SIGSTOP)
+        until(lambda: set(self.members().values()) == {"T"}, 5, "all processes stand still")
+
+    def resume(self) -> None:
+        assert self.running is not None
+        os.killpg(self.running.pid, signal.SIGCONT)
+
+    def end(self, number: signal.Signals = signal.SIGKILL, seconds: float = 30) -> int | None:
+        """Ends it and waits until nothing of it is left; the exit code. SIGKILL goes to the whole group, others to its head."""
+        if self.running is None:
+            return None
+        if number is signal.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running.pid, number)
+        else:
+            self.running.send_signal(number)
+        code = self.running.wait(seconds)
+        until(lambda: not self.members(), 5, f"nothing is left of {self.command[:3]}: {self.members()}")
+        self.running = None
+        return code
+
+
+class CoreDns(Process):
+    """A CoreDNS with one Corefile. `addresses`: where it must answer before it counts as started."""
+
+    def __init__(self, binary: Path, folder: Path, corefile: str, addresses: tuple[str, ...]) -> None:
+        path = folder / "Corefile"
+        path.write_text(corefile)
+        super().__init__([str(binary), "-conf", str(path)], folder / "coredns.log")
+        self.addresses = addresses
+
+    def start(self) -> None:
+        self.launch()
+        for address in self.addresses:
+            until(
+                lambda address=address: self.alive() and _answers(address), 20, f"CoreDNS answers on {address}:\n{self.said()}"
+            )
+
+    def questions(self, **labels: str) -> float:
+        """How many questions its server blocks were asked."""
+        return series("http://127.0.0.1:9153/metrics", "coredns_dns_requests_total", **labels)
+
+
+class CanalDns(Process):
+    """A canal-dns with manifests of its own in `folder`."""
+
+    def __init__(self, folder: Path, addresses: tuple[str, ...], settings: Mapping[str, Any]) -> None:
+        self.manifests = folder / "manifests"
+        self.manifests.mkdir()
+        cluster.write_manifests(self.manifests)
+        configuration = {
+            "listen": [f"[{address}]:53" if ":" in address else f"{address}:53" for address in addresses],
+            "gateways": [*_GATEWAYS],
+            "source": {"manifests": str(self.manifests)},
+            "admin": ADMIN,
+            "lameduck": "1s",
+            "binding": {"settle": "200ms"},
+            **settings,
+        }
+        path = folder / "canal-dns.yaml"
+        path.write_text(json.dumps(configuration))
+        super().__init__([sys.executable, "-m", "canal_dns", "serve", "-c", str(path)], folder / "canal-dns.log")
+
+    def start(self) -> None:
+        self.launch()
+        until(lambda: self.alive() and http(f"http://{ADMIN}/ready")[0] == 200, 30, f"canal-dns is ready:\n{self.said()}")
+
+    def count(self, name: str, **labels: str) -> float:
+        return series(f"http://{ADMIN}/metrics", name, **labels)
+
+
+def _answers(address: str) -> bool:
+    try:
+        ask(address, cluster.DOMAIN, "SOA", timeout=5)
+    except (TimeoutError, ConnectionRefusedError):
+        return False
+    return True
+
+
+def datagrams() -> int:
+    """UDP packets sent in this network namespace since it exists, IPv4 and IPv6: read, not asked for, so it adds none."""
+    header, values = (line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines() if line.startswith("Udp:"))
+    sent6 = next(
+        line.split()[1] for line in Path("/proc/self/net/snmp6").read_text().splitlines() if line.startswith("Udp6OutD")
+    )
+    return int(values[header.index("OutDatagrams")]) + int(sent6)
+
+
+def unchanged(count: Callable[[], T], polls: int = 10, pause: float = 0.1, seconds: float = 10) -> T:
+    """The count, once it has been the same over `polls` polls. Raises AssertionError when it goes on for `seconds`."""
+    last, same = count(), 0
+    deadline = time.monotonic() + seconds
+    while same < polls:
+        assert time.monotonic() < deadline, f"still counting after {seconds:g} s: {last}"
+        time.sleep(pause)
+        now = count()
+        last, same = (last, same + 1) if now == last else (now, 0)
+    return last

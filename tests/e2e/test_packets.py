@@ -1,0 +1,68 @@
+"""No loop: the packets of a question are counted, and the count is exact.
+
+Over UDP by the kernel (datagrams sent in the namespace); over TCP, where segments say little, by what CoreDNS's server
+blocks and canal-dns count as questions. After all of it the figures stand still.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.cluster import fqdn
+from tests.e2e.layouts import Site
+from tests.e2e.processes import datagrams, unchanged
+
+pytestmark = pytest.mark.e2e
+
+QUESTIONS = [
+    (fqdn("cart.shop"), "A", True),
+    (fqdn("cart.shop"), "AAAA", True),
+    (fqdn("cart.shop"), "HTTPS", True),
+    (fqdn("cart.shop"), "TXT", False),
+    (fqdn("stock.shop"), "A", False),
+    (fqdn("stock.shop"), "AAAA", False),
+    (fqdn("stock.shop"), "MX", False),
+    ("_http._tcp." + fqdn("stock.shop"), "SRV", False),
+    ("_http._tcp." + fqdn("cart.shop"), "SRV", False),
+    (fqdn("alias.shop"), "A", False),
+    (fqdn("missing.shop"), "A", False),
+    (fqdn("missing.shop"), "AAAA", False),
+]
+"""Name, type, answered by canal-dns itself. All of them pass through canal-dns in every layout."""
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
+def test_datagrams_of_a_question_over_udp(site: Site, v6: bool) -> None:
+    for name, kind, own in QUESTIONS:
+        before = datagrams()
+        site.ask(name, kind, v6=v6)
+        sent = unchanged(datagrams, polls=3, pause=0.01) - before
+        assert sent == (site.layout.datagrams_bound if own else site.layout.datagrams_forwarded), f"{name} {kind}"
+    unchanged(datagrams)
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+def test_each_server_is_asked_once(site: Site, tcp: bool, v6: bool) -> None:
+    def questions() -> tuple[float, float, float]:
+        canal = site.canal_dns
+        forwarded = canal.count("canal_dns_forward_requests_total")
+        return site.core_dns.questions(), canal.count("canal_dns_requests_total"), forwarded
+
+    in_front = site.layout.name == "F"
+    for name, kind, own in QUESTIONS:
+        before = unchanged(questions, polls=2, pause=0.01)
+        site.ask(name, kind, tcp=tcp, v6=v6)
+        core, canal, forwarded = (
+            now - then for now, then in zip(unchanged(questions, polls=2, pause=0.01), before, strict=True)
+        )
+        assert (canal, forwarded) == (1, 0 if own else 1), f"{name} {kind}"
+        assert core == (0 if in_front else 1) + forwarded, f"{name} {kind}"
+    unchanged(questions)
+
+
+def test_nothing_is_said_when_nobody_asks(site: Site) -> None:
+    """Health probes start only after an error, so an idle chain is silent; and canal-dns has seen no question of its own."""
+    before = datagrams()
+    assert unchanged(datagrams, polls=20) == before
+    assert site.canal_dns.count("canal_dns_loops_total") == 0
