@@ -1,0 +1,187 @@
+"""One HTTP match as Envoy evaluates it, and questions about it: which paths, under which conditions, is it a catch-all?
+(istio route.TranslateRouteMatch, route.IsCatchAllRoute)
+
+Rules of this file:
+- a match is a path test and a set of conditions on things that a client may choose freely: headers, method, query parameters;
+- the authority is none of these: the client asks for one name, so such a test is kept apart and decided per name;
+- header names have no case; `host` and `:authority` are one header to Envoy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from canal_dns.mesh.patterns import Pattern, pattern
+from canal_dns.mesh.records import HttpMatch, StringMatch, Uses
+
+FRESH = "~canal-dns~"
+"""A text that no configuration contains: what a client may send that no test has foreseen."""
+
+_AUTHORITY = (":authority", "host")
+_ALL_PATHS = StringMatch(Uses.PREFIX, "/")
+
+
+def holds(test: StringMatch, value: str | None) -> bool:
+    """A test on a value; None: the header or parameter is not there."""
+    if value is None:
+        return False
+    if test.uses is Uses.EXACT:
+        return value == test.value
+    if test.uses is Uses.PREFIX:
+        return value.startswith(test.value)
+    if test.uses is Uses.PRESENT:
+        return True
+    known = pattern(test.value)
+    return known.takes(value) if known else value == _unknown(test.value)
+
+
+def examples(test: StringMatch) -> list[str]:
+    """Values that pass the test, the least foreseen one first."""
+    if test.uses is Uses.EXACT:
+        return [test.value]
+    if test.uses is Uses.PREFIX:
+        return [test.value + FRESH, test.value]
+    if test.uses is Uses.PRESENT:
+        return [FRESH]
+    known = pattern(test.value)
+    if known is None:
+        return [_unknown(test.value)]
+    short = known.example()
+    tried = [FRESH, *([] if short is None else [short + FRESH, short])]
+    return [text for text in tried if known.takes(text)]
+
+
+def _unknown(regex: str) -> str:
+    """Stands for the texts of an expression that is not understood: different from everything else."""
+    return f"{FRESH}{regex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A test on one header or query parameter."""
+
+    where: str
+    """`header`, `query`, or `claim` (a JWT claim, by Istio's `@request.auth.claims`)."""
+    name: str
+    test: StringMatch
+    inverted: bool = False
+
+    @property
+    def variable(self) -> tuple[str, str]:
+        return self.where, self.name
+
+    def passes(self, value: str | None) -> bool:
+        """Envoy reads a missing header as "" in an inverted test, unless that asks for presence (TreatMissingHeaderAsEmpty)."""
+        if not self.inverted:
+            return holds(self.test, value)
+        if value is None and self.test.uses is not Uses.PRESENT:
+            value = ""
+        return not holds(self.test, value)
+
+
+@dataclass(frozen=True, slots=True)
+class PathTest:
+    """A test on the path, without query string. `fold`: letters of either case (regular expressions ignore it)."""
+
+    test: StringMatch
+    fold: bool = False
+
+    def takes(self, path: str) -> bool:
+        wanted = self.test.value
+        if self.fold and self.test.uses is not Uses.REGEX:
+            path, wanted = path.lower(), wanted.lower()
+        if self.test.uses is Uses.PREFIX:
+            return path.startswith(wanted)
+        return path == wanted if self.test.uses is Uses.EXACT else holds(self.test, path)
+
+    @property
+    def takes_all(self) -> bool:
+        """Every path passes."""
+        if self.test.uses is Uses.PREFIX:
+            return self.test.value in ("", "/")
+        known = self.pattern
+        return known is not None and known.takes_all_below("/")
+
+    @property
+    def pattern(self) -> Pattern | None:
+        return pattern(self.test.value) if self.test.uses is Uses.REGEX else None
+
+    def candidates(self) -> tuple[str, ...]:
+        """Paths that pass, such that a request for this route alone has one of them: the least foreseen ones first."""
+        value = self.test.value
+        if self.test.uses is Uses.REGEX:
+            paths = list(_regex_paths(value))
+        elif self.test.uses is Uses.EXACT:
+            paths = [value]
+        else:
+            paths = [value + FRESH, f"{value.removesuffix('/')}/{FRESH}", value]
+        if self.fold:
+            paths += [variant for path in paths for variant in (path.lower(), path.upper(), path.swapcase())]
+        return tuple(dict.fromkeys(path for path in paths if path.startswith("/") and self.takes(path)))
+
+
+def _regex_paths(regex: str) -> Iterator[str]:
+    known = pattern(regex)
+    if known is None:
+        yield "/" + _unknown(regex)
+        return
+    short = known.example("/")
+    if short is None:
+        return
+    for at in range(len(short), 0, -1):
+        for filling in (FRESH, "/" + FRESH, "~", "0"):
+            text = short[:at] + filling + short[at:]
+            if known.takes(text):
+                yield text
+                break
+    yield short
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMatch:
+    """All of one match."""
+
+    path: PathTest
+    conditions: frozenset[Condition] = frozenset()
+    authority: tuple[Condition, ...] = ()
+    scheme: tuple[Condition, ...] = ()
+
+    @property
+    def is_catch_all(self) -> bool:
+        """Moved to the end of its virtual host, where only the first counts: prefix `/` or regex `.*`, nothing else."""
+        everything = self.path.test in (_ALL_PATHS, StringMatch(Uses.REGEX, ".*"))
+        return everything and not (self.conditions or self.authority or self.scheme)
+
+    def meets(self, host: str) -> bool:
+        """A request for this name passes the authority tests."""
+        return all(condition.passes(host) for condition in self.authority)
+
+
+EVERYTHING = RouteMatch(PathTest(_ALL_PATHS))
+
+
+def translate(match: HttpMatch | None) -> RouteMatch:
+    """The Envoy match of an HTTPMatchRequest; None: a route without matches."""
+    if match is None:
+        return EVERYTHING
+    path = match.uri if match.uri is not None and match.uri.uses is not Uses.PRESENT else _ALL_PATHS
+    conditions = [_header(name, test) for name, test in match.headers]
+    conditions += [_header(name, test, inverted=True) for name, test in match.without_headers]
+    conditions += [Condition("query", name, test) for name, test in match.query_params]
+    for name, pseudo in ((":method", match.method), (":authority", match.authority), (":scheme", match.scheme)):
+        if pseudo is not None:
+            conditions.append(Condition("header", name, pseudo))
+    return RouteMatch(
+        PathTest(path, match.ignore_uri_case),
+        frozenset(one for one in conditions if one.name not in (":authority", ":scheme")),
+        tuple(one for one in conditions if one.name == ":authority"),
+        tuple(one for one in conditions if one.name == ":scheme"),
+    )
+
+
+def _header(name: str, test: StringMatch, *, inverted: bool = False) -> Condition:
+    if name.startswith("@request.auth.claims"):
+        return Condition("claim", name, test, inverted)
+    lowered = name.lower()
+    return Condition("header", ":authority" if lowered in _AUTHORITY else lowered, test, inverted)

@@ -1,0 +1,355 @@
+"""One internal gateway as istiod programs it: its address, its listeners, and in them the routes of every VirtualService.
+
+Rules of this file:
+- what follows from Gateways, the gateway's Service and its pods (the layout) is made once; they change rarely;
+- each VirtualService is put in and taken out by itself, and the answer is the names whose outcome that may change;
+- TCP: a server has the first live route of its first VirtualService; TLS passthrough: a chain per match, a repeated server name
+  drops the whole match (createGatewayTCPFilterChainOpts).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from canal_dns.mesh.attach import Workload, attached, has_revision, workload
+from canal_dns.mesh.hosts import intersection, is_wildcard, names_for_namespace, overlaps
+from canal_dns.mesh.records import Gateway, L4Route, Service
+from canal_dns.mesh.routes import Built, Entry, Target, build, l4_applies, targets
+from canal_dns.mesh.rules import Resolved, Tier, live, tier
+from canal_dns.mesh.servers import Chain, Layout, Listener, Placed, layout
+from canal_dns.mesh.view import View
+from canal_dns.mesh.virtualhosts import Domains, VirtualHost
+from canal_dns.settings import BindingSettings, InternalGateway
+
+Order = tuple[int, float, str, str]
+"""Tier, age, name, namespace: the order of a gateway's VirtualServices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A tcp or tls route that a VirtualService offers to a server."""
+
+    order: Order
+    place: tuple[int, int]
+    """Route and match, counted in the VirtualService."""
+    virtual_service: str
+    route: L4Route
+    sni_hosts: tuple[str, ...]
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SniChain:
+    """A filter chain of a listener that is chosen by server name; names None: the rest."""
+
+    chain: Chain
+    names: frozenset[str] | None
+    offer: Offer | None
+    """The tcp or tls route; None: a route configuration."""
+
+
+Chains = tuple[SniChain, ...] | str
+"""The filter chains of a listener, or why Envoy refuses it."""
+
+
+class RouteTable:
+    """A route configuration: its virtual hosts, and why Envoy would refuse all of it."""
+
+    def __init__(self, name: str, servers: tuple[Placed, ...], *, tls: bool) -> None:
+        self.name = name
+        self.servers = servers
+        self.tls = tls
+        self.hosts: dict[str, VirtualHost] = {}
+        self.domains = Domains()
+        self.redirects = frozenset() if tls else _redirects(servers)
+        """Domains that only redirect to HTTPS, whatever VirtualServices say."""
+        for domain in self.redirects:
+            self.domains.add(domain)
+
+    def only_redirects(self, domain: str) -> bool:
+        found = self.hosts.get(domain)
+        return domain in self.redirects or (not self.tls and found is not None and found.redirecting > 0)
+
+
+def _redirects(servers: Iterable[Placed]) -> frozenset[str]:
+    return frozenset(host.lower() for placed in servers if placed.server.https_redirect for host in placed.hosts)
+
+
+@dataclass(slots=True)
+class Contribution:
+    """What one VirtualService put into the model."""
+
+    entries: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
+    """(route configuration, domain) -> routes."""
+    tcp: list[tuple[Placed, Offer]] = field(default_factory=list)
+    sni: list[tuple[Placed, Offer]] = field(default_factory=list)
+    refused: str = ""
+    """Envoy refuses a route of it, and then every route of the gateway."""
+
+
+class GatewayModel:
+    """The state of one internal gateway. `usable` is the sentence on why it has no address, or ""."""
+
+    def __init__(self, gateway: InternalGateway, view: View, settings: BindingSettings) -> None:
+        self.gateway = gateway
+        self.name = str(gateway)
+        self.settings = settings
+        service = view.services.get((gateway.namespace, gateway.name))
+        self.service = service
+        self.unusable = _why_unusable(self.name, service)
+        stand_in = service or Service(gateway.namespace, gateway.name)
+        self.workload: Workload = workload(gateway, stand_in, view)
+        self.ready = any(piece.ready for piece in view.slices(gateway.namespace, gateway.name))
+        self.ports = _pod_ports(stand_in, self.workload, view)
+        """TCP port of the Service -> port of the pods."""
+        self.attached: tuple[Gateway, ...] = tuple(attached(view.gateways.values(), self.workload, settings.mesh))
+        self.layout: Layout = layout(self.attached, self.ports if stand_in.selector else {})
+        self.names = frozenset(f"{one.namespace}/{one.name}" for one in self.attached)
+        self.tables: dict[str, RouteTable] = {
+            name: RouteTable(name, servers, tls=servers[0].terminates_https)
+            for name, servers in self.layout.route_configs.items()
+        }
+        self.tcp: dict[Placed, list[Offer]] = {}
+        self.sni: dict[Placed, list[Offer]] = {}
+        for chain in (chain for listener in self.layout.listeners for chain in listener.chains):
+            if chain.kind == "tcp":
+                self.tcp[chain.placed] = []
+            elif chain.kind == "sni":
+                self.sni[chain.placed] = []
+        self.contributions: dict[str, Contribution] = {}
+        self.refusing: dict[str, str] = {}
+        """VirtualService -> why Envoy refuses every route configuration while it is there."""
+        self._chains: dict[int, dict[str, Chains]] = {}
+
+    def tier(self, resolved: Resolved) -> Tier | None:
+        """How this gateway sees the VirtualService; None: not at all."""
+        return tier(resolved.record, self.workload.namespace, self.settings.mesh.default_virtual_service_export_to)
+
+    def put(self, key: str, resolved: Resolved | None) -> set[str]:
+        """Put a VirtualService in, replacing its former self; None: take it out. Returns the hosts touched: those of its
+        destinations and domains, and those whose routes it reveals or hides; a wildcard stands for every name below it."""
+        old = self.contributions.pop(key, None)
+        new = self._contribution(resolved) if resolved is not None else None
+        touched: set[str] = set()
+        if new is not None:
+            self.contributions[key] = new
+        before = bool(self.refusing)
+        self.refusing.pop(key, None)
+        if new is not None and new.refused:
+            self.refusing[key] = new.refused
+        if before != bool(self.refusing):
+            touched.add("*")
+        touched |= self._put_routes(old, new)
+        touched |= self._put_offers(self.tcp, old.tcp if old else (), new.tcp if new else ())
+        touched |= self._put_offers(self.sni, old.sni if old else (), new.sni if new else ())
+        return touched
+
+    def _contribution(self, resolved: Resolved) -> Contribution | None:
+        seen = self.tier(resolved)
+        mine = [name for name in resolved.gateways if name in self.names]
+        if seen is None or not mine or not resolved.hosts or not has_revision(resolved.record, self.settings.mesh):
+            return None
+        order = (int(seen), *resolved.age)
+        made = Contribution()
+        for table in self.tables.values():
+            self._add_routes(made, table, resolved, mine, order)
+        for kept, routes, store in ((self.tcp, resolved.tcp, made.tcp), (self.sni, resolved.tls, made.sni)):
+            for placed in kept:
+                if placed.gateway in mine and _may_use(placed, resolved):
+                    offers = (
+                        _tcp_offer(placed, resolved, routes, order)
+                        if kept is self.tcp
+                        else _sni_offers(placed, resolved, routes, order)
+                    )
+                    store.extend((placed, offer) for offer in offers)
+        return made
+
+    def _add_routes(self, made: Contribution, table: RouteTable, resolved: Resolved, mine: list[str], order: Order) -> None:
+        """buildGatewayHTTPRouteConfig: a Gateway's routes are built for its first server that meets the hosts, and reused."""
+        built: dict[str, list[Built]] = {}
+        for number, placed in enumerate(table.servers):
+            if placed.gateway not in mine:
+                continue
+            meeting = intersection(names_for_namespace(placed.hosts, resolved.record.namespace), resolved.hosts)
+            if not meeting:
+                continue
+            routes = built.get(placed.gateway)
+            if not routes:
+                routes = build(resolved, placed.server.number, placed.gateway, self.workload)
+                built[placed.gateway] = routes
+            for occurrence, domain in enumerate(host.lower() for host in meeting):
+                entries = made.entries.setdefault((table.name, domain), []) if routes else []
+                for index, route in enumerate(routes):
+                    made.refused = made.refused or (f"{route.rule.field}: {route.rule.refused}" if route.rule.refused else "")
+                    place = (int(route.match.is_catch_all), number, *order, occurrence, index)
+                    entries.append(
+                        Entry(
+                            place,
+                            route,
+                            resolved.key,
+                            placed.gateway,
+                            redirects=placed.server.https_redirect,
+                            dead=not all(one.passes("https" if table.tls else "http") for one in route.match.scheme),
+                        )
+                    )
+
+    def _put_routes(self, old: Contribution | None, new: Contribution | None) -> set[str]:
+        touched: set[str] = set()
+        before = old.entries if old else {}
+        after = new.entries if new else {}
+        for name, domain in dict.fromkeys((*before, *after)):
+            table = self.tables[name]
+            host = table.hosts.get(domain)
+            opened = host is None
+            if host is None:
+                host = table.hosts[domain] = VirtualHost(domain)
+                table.domains.add(domain)
+            state = (host.namespace_changes, host.redirecting > 0)
+            changed = host.change(before.get((name, domain), ()), after.get((name, domain), ()))
+            closed = not host.entries
+            if closed:
+                del table.hosts[domain]
+                if domain not in table.redirects:
+                    table.domains.remove(domain)
+            touched.update(target.host for entry in changed for target in entry.built.targets)
+            judges = any(entry.built.match.authority for entry in changed)
+            if not is_wildcard(domain) or opened or closed or judges or state != (host.namespace_changes, host.redirecting > 0):
+                touched.add(domain)
+        return touched
+
+    def _put_offers(
+        self, kept: dict[Placed, list[Offer]], old: Iterable[tuple[Placed, Offer]], new: Iterable[tuple[Placed, Offer]]
+    ) -> set[str]:
+        ports = {placed.port for placed, _ in (*old, *new)}
+        before = {port: self._port_chains(port) for port in ports}
+        for placed, offer in old:
+            offers = kept[placed]
+            del offers[bisect_left(offers, _sorting(offer), key=_sorting)]
+        for placed, offer in new:
+            insort(kept[placed], offer, key=_sorting)
+        touched: set[str] = set()
+        for port in ports:
+            del self._chains[port]
+            after = self._port_chains(port)
+            for bind, chains in before[port].items():
+                touched |= _difference(chains, after[bind])
+        return touched
+
+    def chains(self, listener: Listener) -> Chains:
+        """The filter chains of a listener; a sentence if Envoy refuses it because two are chosen by the same."""
+        return self._port_chains(listener.port)[listener.bind]
+
+    def _port_chains(self, port: int) -> dict[str, Chains]:
+        known = self._chains.get(port)
+        if known is None:
+            listeners = [one for one in self.layout.listeners if one.port == port]
+            used: dict[str, str] = {}
+            made: dict[str, list[SniChain]] = {one.bind: [] for one in listeners}
+            for chain, bind in sorted(
+                ((chain, one.bind) for one in listeners for chain in one.chains), key=lambda pair: pair[0].sequence
+            ):
+                made[bind].extend(self._chain(chain, used))
+            known = self._chains[port] = {bind: _checked(port, tuple(chains)) for bind, chains in made.items()}
+        return known
+
+    def _chain(self, chain: Chain, used: dict[str, str]) -> Iterator[SniChain]:
+        """What a server becomes. `used`: server names of earlier passthrough routes on the port, with their bind."""
+        if chain.kind == "http":
+            yield SniChain(chain, chain.names, None)
+        elif chain.kind == "tcp":
+            for offer in self.tcp[chain.placed][:1]:
+                yield SniChain(chain, chain.names, offer)
+        elif chain.placed.server.mode == "PASSTHROUGH":
+            for offer in self.sni[chain.placed]:
+                if not any(used.get(name) == chain.placed.server.bind for name in offer.sni_hosts):
+                    used.update(dict.fromkeys(offer.sni_hosts, chain.placed.server.bind))
+                    names = frozenset(offer.sni_hosts)
+                    yield SniChain(chain, None if not names or "*" in names else names, offer)
+
+    def listener(self, service_port: int) -> Listener | None:
+        """What answers on a port of the gateway's Service, from outside the pods."""
+        port = self.ports.get(service_port)
+        return next((one for one in self.layout.listeners if one.port == port and one.reachable), None)
+
+
+def _why_unusable(name: str, service: Service | None) -> str:
+    if service is None:
+        return f"the gateway's Service {name} does not exist"
+    if service.headless:
+        return f"the gateway's Service {name} is headless: it has no address that could be answered"
+    if service.external_name:
+        return f"the gateway's Service {name} is an ExternalName: it has no address that could be answered"
+    if not service.v4 and not service.v6:
+        rejected = "; ".join(f"{address}: {why}" for address, why in service.rejected)
+        return f"the gateway's Service {name} has no usable address" + (f" ({rejected})" if rejected else " yet")
+    return ""
+
+
+def _pod_ports(service: Service, target: Workload, view: View) -> Mapping[int, int]:
+    """Where each TCP port of the Service leads: the EndpointSlice says it best, then a number, then the pods' named ports."""
+    behind = {name: port for piece in view.slices(service.namespace, service.name) for name, port in piece.ports}
+    named = {name: port for pod in target.pods for name, port in pod.ports}
+    ports: dict[int, int] = {}
+    for one in service.ports:
+        if one.protocol == "TCP" and one.port not in ports:
+            number = one.target if isinstance(one.target, int) and service.selector else behind.get(one.name)
+            if number is None and isinstance(one.target, str):
+                number = named.get(one.target)
+            ports[one.port] = number or (one.target if isinstance(one.target, int) else one.port)
+    return ports
+
+
+def _may_use(placed: Placed, resolved: Resolved) -> bool:
+    """pickMatchingGatewayHosts: hosts overlap in either direction."""
+    allowed = names_for_namespace(placed.hosts, resolved.record.namespace)
+    return any(overlaps(one, other) for one in allowed for other in resolved.hosts)
+
+
+def _tcp_offer(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], order: Order) -> Iterator[Offer]:
+    for index, route in enumerate(routes):
+        applies = not route.matches or any(l4_applies(one, placed.server.number, placed.gateway) for one in route.matches)
+        if applies and route.destinations:
+            aims = targets(live(route.destinations), placed.server.number)
+            yield Offer(order, (index, 0), resolved.key, route, (), aims)
+            return
+
+
+def _sni_offers(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], order: Order) -> Iterator[Offer]:
+    for index, route in enumerate(routes):
+        aims = targets(live(route.destinations), placed.server.number)
+        for number, match in enumerate(route.matches):
+            if route.destinations and l4_applies(match, placed.server.number, placed.gateway):
+                yield Offer(order, (index, number), resolved.key, route, match.sni_hosts, aims)
+
+
+def _sorting(offer: Offer) -> tuple[Order, tuple[int, int]]:
+    return offer.order, offer.place
+
+
+def _checked(port: int, chains: tuple[SniChain, ...]) -> Chains:
+    """Envoy refuses a listener where two chains are chosen by the same server name, or two by none."""
+    taken: dict[str | None, Placed] = {}
+    for one in chains:
+        for name in (None,) if one.names is None else one.names:
+            placed = taken.get(name)
+            if placed is not None:
+                what = "any connection" if name is None else f"server name {name}"
+                return (
+                    f"Envoy refuses port {port}: {what} is taken by Gateway {placed.gateway} {placed.field} and again by "
+                    f"Gateway {one.chain.placed.gateway} {one.chain.placed.field}"
+                )
+            taken[name] = one.chain.placed
+    return chains
+
+
+def _difference(before: Chains, after: Chains) -> set[str]:
+    """The hosts that a change of chains touches."""
+    if isinstance(before, str) or isinstance(after, str):
+        return set() if before == after else {"*"}
+    touched: set[str] = set()
+    for one in set(before) ^ set(after):
+        touched.update(one.names or ("*",))
+        touched.update(target.host for target in (one.offer.targets if one.offer else ()))
+    return touched

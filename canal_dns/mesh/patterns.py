@@ -1,0 +1,355 @@
+"""Regular expressions, as far as the rule must understand them: does one take a text, everything below a prefix, only what is
+below a prefix; and which text would it take?
+
+Rules of this file:
+- RE2's common syntax becomes a small automaton that is run in linear time: the expressions are written by tenants, and Python's
+  own `re` can be made to run for hours;
+- what is not understood (word boundaries, Unicode classes, inner anchors, flags, huge repetitions) gives None: the caller then
+  knows nothing but that equal expressions are equal;
+- Envoy matches the whole text (safe_regex), so `^` in front and `$` at the end change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+_OTHER = 1 << 128
+"""The bit of every character beyond ASCII."""
+_ALL = (1 << 129) - 1
+_DOT = _ALL & ~(1 << ord("\n"))
+_POSSIBLE = _ALL & ~(1 << ord("\n") | 1 << ord("\r") | 1)
+"""What a path, a header or a query parameter can contain."""
+_MAX_STATES = 2000
+_MAX_SETS = 200
+_MAX_REPEAT = 100
+_MAX_DEPTH = 50
+
+
+def _mask(chars: str) -> int:
+    mask = 0
+    for char in chars:
+        mask |= 1 << ord(char) if ord(char) < 128 else _OTHER
+    return mask
+
+
+_DIGIT = _mask("0123456789")
+_WORD = _DIGIT | _mask("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+_SPACE = _mask("\t\n\f\r ")
+_CLASSES = {
+    "d": _DIGIT, "D": _ALL & ~_DIGIT, "w": _WORD, "W": _ALL & ~_WORD, "s": _SPACE, "S": _ALL & ~_SPACE,
+}  # fmt: skip
+_CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v"}
+
+
+class Pattern:
+    """An automaton: states are numbers, 0 is the start."""
+
+    __slots__ = ("_accept", "_moves", "_start")
+
+    def __init__(self, moves: list[list[tuple[int, int]]], silent: list[list[int]], start: int, accept: int) -> None:
+        closures = [_closure(silent, state) for state in range(len(moves))]
+        self._moves = [[(mask, closures[target]) for mask, target in edges] for edges in moves]
+        self._start = closures[start]
+        self._accept = accept
+
+    def takes(self, text: str) -> bool:
+        """It matches the whole of `text`."""
+        return self._accept in self._after(text)
+
+    def takes_all_below(self, prefix: str) -> bool:
+        """It matches every text that begins with `prefix`."""
+        todo = [self._after(prefix)]
+        seen = set(todo)
+        while todo:
+            states = todo.pop()
+            if self._accept not in states or len(seen) > _MAX_SETS:
+                return False
+            for mask in self._parts(states):
+                following = self._step(states, mask)
+                if following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+        return True
+
+    def stays_below(self, prefix: str, *, fold: bool = False) -> bool:
+        """Every text that it matches begins with `prefix` (`fold`: letters of either case)."""
+        states = self._start
+        for char in prefix:
+            wanted = _mask(char.lower() + char.upper() if fold else char)
+            if self._accept in states or any(mask & _POSSIBLE & ~wanted for mask, _ in self._edges(states)):
+                return False
+            states = self._step(states, wanted)
+        return True
+
+    def example(self, start: str = "") -> str | None:
+        """A short text that begins with `start` and that it matches; None if there is none."""
+        states = self._after(start)
+        if self._accept in states:
+            return start
+        seen = {states}
+        queue = [(states, start)]
+        for current, text in queue:
+            for mask in self._parts(current):
+                following = self._step(current, mask)
+                if not following or following in seen or len(seen) > _MAX_SETS:
+                    continue
+                longer = text + _pick(mask)
+                if self._accept in following:
+                    return longer
+                seen.add(following)
+                queue.append((following, longer))
+        return None
+
+    def _after(self, text: str) -> frozenset[int]:
+        states = self._start
+        for char in text:
+            states = self._step(states, _mask(char))
+            if not states:
+                break
+        return states
+
+    def _edges(self, states: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
+        for state in states:
+            yield from self._moves[state]
+
+    def _step(self, states: frozenset[int], chars: int) -> frozenset[int]:
+        following: set[int] = set()
+        for mask, targets in self._edges(states):
+            if mask & chars:
+                following |= targets
+        return frozenset(following)
+
+    def _parts(self, states: frozenset[int]) -> list[int]:
+        """The alphabet cut so that all characters of a part lead to the same states."""
+        parts = [_POSSIBLE]
+        for mask, _ in self._edges(states):
+            parts = [piece for part in parts for piece in (part & mask, part & ~mask) if piece]
+        return parts
+
+
+@lru_cache(maxsize=4096)
+def pattern(regex: str) -> Pattern | None:
+    """Compile an expression; None if it is not understood (or wrong)."""
+    try:
+        return _Parser(regex).parse()
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):  # noqa: N818
+    """Something that this file does not understand."""
+
+
+def _closure(silent: list[list[int]], state: int) -> frozenset[int]:
+    reached = {state}
+    todo = [state]
+    while todo:
+        for target in silent[todo.pop()]:
+            if target not in reached:
+                reached.add(target)
+                todo.append(target)
+    return frozenset(reached)
+
+
+def _pick(mask: int) -> str:
+    for char in "~/-xX0":
+        if mask & _mask(char):
+            return char
+    low = (mask & -mask).bit_length() - 1
+    return chr(low) if low < 128 else "\u00e9"
+
+
+_Piece = tuple[int, int]
+"""First and last state of a part of the automaton."""
+
+
+class _Parser:
+    """Recursive descent over the expression, building states on the way (Thompson's construction)."""
+
+    def __init__(self, regex: str) -> None:
+        self.fold = regex.startswith("(?i)")
+        self.text = regex[4:] if self.fold else regex
+        self.text = self.text.removeprefix("^")
+        if self.text.endswith("$") and not self.text.endswith("\\$"):
+            self.text = self.text[:-1]
+        self.at = 0
+        self.depth = 0
+        self.moves: list[list[tuple[int, int]]] = []
+        self.silent: list[list[int]] = []
+
+    def parse(self) -> Pattern:
+        first, last = self._alternatives()
+        if self.at != len(self.text):
+            raise _Unknown
+        return Pattern(self.moves, self.silent, first, last)
+
+    def _state(self) -> int:
+        if len(self.moves) >= _MAX_STATES:
+            raise _Unknown
+        self.moves.append([])
+        self.silent.append([])
+        return len(self.moves) - 1
+
+    def _peek(self) -> str:
+        return self.text[self.at] if self.at < len(self.text) else ""
+
+    def _next(self) -> str:
+        if self.at >= len(self.text):
+            raise _Unknown
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def _alternatives(self) -> _Piece:
+        first, last = self._state(), self._state()
+        while True:
+            begin, end = self._sequence()
+            self.silent[first].append(begin)
+            self.silent[end].append(last)
+            if self._peek() != "|":
+                return first, last
+            self.at += 1
+
+    def _sequence(self) -> _Piece:
+        first = last = self._state()
+        while self._peek() not in ("", "|", ")"):
+            begin, end = self._repeated()
+            self.silent[last].append(begin)
+            last = end
+        return first, last
+
+    def _repeated(self) -> _Piece:
+        origin = self.at
+        piece = self._atom()
+        after = self.at
+        low, high = self._count()
+        if (low, high) == (1, 1):
+            return piece
+        resume, self.at = self.at, after
+        first = last = self._state()
+        copies = max(low, high if high is not None else low, 1)
+        for number in range(copies):
+            begin, end = piece if number == 0 else self._again(origin)
+            self.silent[last].append(begin)
+            if number >= low:
+                self.silent[last].append(end)
+            if high is None and number == copies - 1:
+                self.silent[end].append(begin)
+            last = end
+        if high == 0:
+            self.silent[first].clear()
+            last = first
+        self.at = resume
+        return first, last
+
+    def _again(self, origin: int) -> _Piece:
+        self.at = origin
+        return self._atom()
+
+    def _count(self) -> tuple[int, int | None]:
+        char = self._peek()
+        bounds: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+        if char in bounds and char:
+            self.at += 1
+            count = bounds[char]
+        elif char == "{":
+            count = self._braces()
+        else:
+            return 1, 1
+        if self._peek() == "?":
+            self.at += 1
+        if self._peek() and self._peek() in "*+{":
+            raise _Unknown
+        return count
+
+    def _braces(self) -> tuple[int, int | None]:
+        end = self.text.find("}", self.at)
+        low, comma, high = self.text[self.at + 1 : end].partition(",")
+        if end < 0 or not low.isdigit() or (high and not high.isdigit()) or len(low + high) > 6:
+            raise _Unknown
+        self.at = end + 1
+        least = int(low)
+        most = None if comma and not high else int(high or low)
+        if least > _MAX_REPEAT or (most is not None and not least <= most <= _MAX_REPEAT):
+            raise _Unknown
+        return least, most
+
+    def _atom(self) -> _Piece:
+        char = self._next()
+        if char == "(":
+            return self._group()
+        if char == "[":
+            return self._one(self._set())
+        if char == ".":
+            return self._one(_DOT)
+        if char == "\\":
+            return self._one(self._escape())
+        if char in "*+?{^$":
+            raise _Unknown
+        return self._one(self._folded(_mask(char)))
+
+    def _group(self) -> _Piece:
+        if self._peek() == "?":
+            self.at += 1
+            opening = self._next()
+            if opening == "P" or opening == "<":
+                self.at = self.text.find(">", self.at) + 1
+                if self.at == 0:
+                    raise _Unknown
+            elif opening != ":":
+                raise _Unknown
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise _Unknown
+        piece = self._alternatives()
+        self.depth -= 1
+        if self._next() != ")":
+            raise _Unknown
+        return piece
+
+    def _one(self, mask: int) -> _Piece:
+        first, last = self._state(), self._state()
+        self.moves[first].append((mask, last))
+        return first, last
+
+    def _escape(self) -> int:
+        char = self._next()
+        if char in _CLASSES:
+            return _CLASSES[char]
+        if char in _CONTROLS:
+            return _mask(_CONTROLS[char])
+        if char.isalnum():
+            raise _Unknown
+        return _mask(char)
+
+    def _set(self) -> int:
+        inverted = self._peek() == "^"
+        self.at += inverted
+        mask = 0
+        first = True
+        while first or self._peek() != "]":
+            first = False
+            mask |= self._range()
+        self.at += 1
+        mask = self._folded(mask)
+        return _ALL & ~mask if inverted else mask
+
+    def _range(self) -> int:
+        low = self._next()
+        if low == "[" and self._peek() == ":":
+            raise _Unknown
+        if low == "\\":
+            return self._escape()
+        if self._peek() != "-" or self.text[self.at + 1 : self.at + 2] in ("]", ""):
+            return _mask(low)
+        self.at += 1
+        high = self._next()
+        if high == "\\" or high < low or ord(high) > 127:
+            raise _Unknown
+        return _mask("".join(map(chr, range(ord(low), ord(high) + 1))))
+
+    def _folded(self, mask: int) -> int:
+        if not self.fold:
+            return mask
+        lower, upper = _mask("abcdefghijklmnopqrstuvwxyz"), _mask("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        return mask | (mask & upper) << 32 | (mask & lower) >> 32

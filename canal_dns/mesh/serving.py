@@ -1,0 +1,169 @@
+"""What a client gets that asks an internal gateway for a name: served(N, p) for each port p of the gateway's Service.
+
+Rules of this file:
+- HTTP: the virtual host that Envoy picks for the name must have a reached route to an existing destination, and the name must be
+  claimed there: as destination (a request for it arrives at the Service itself) or as host (it is itself a domain);
+- TLS: the chain that the server name picks, likewise; TCP: the one proxy of the port, which sends to the Service or not;
+- who governs a name is every VirtualService with a reached route in that virtual host, whether or not it claims the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from canal_dns.mesh.destinations import Found
+from canal_dns.mesh.model import GatewayModel, RouteTable, SniChain
+from canal_dns.mesh.result import CLAIM_DESTINATION, CLAIM_HOST
+from canal_dns.mesh.routes import Target
+from canal_dns.mesh.servers import Listener
+from canal_dns.mesh.virtualhosts import VirtualHost
+
+Find = Callable[[Target], Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How one port of the gateway serves a name."""
+
+    claims: frozenset[str]
+    routes: frozenset[str]
+    """VirtualServices by which it is claimed, `namespace/name`."""
+    gateways: frozenset[str]
+    """Gateway objects on whose servers these stand."""
+    governors: frozenset[str]
+    """VirtualServices whose routes see requests for the name."""
+    protocol: str
+    """`http`, `https`, `tls` (by server name) or `tcp`."""
+    warnings: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A place of a listener to which requests for a name come: a virtual host, or a chain with one route."""
+
+    protocol: str
+    table: RouteTable | None = None
+    host: VirtualHost | None = None
+    """None: the route configuration knows no such host (404), or its domain only redirects."""
+    domain: str = ""
+    chain: SniChain | None = None
+
+
+def ways(model: GatewayModel, listener: Listener, name: str) -> Iterator[Way]:
+    """Where a connection for `name` ends up: once in plain text, once with the name as TLS server name."""
+    chains = model.chains(listener)
+    if isinstance(chains, str):
+        return
+    plain = next((one for one in chains if one.names is None), None)
+    if plain is not None and not plain.chain.tls and not (plain.offer and plain.chain.kind == "sni"):
+        yield _way(model, plain, name)
+    by_name = _by_server_name(chains, name)
+    if by_name is not None and (by_name.chain.tls or by_name.chain.kind == "sni"):
+        yield _way(model, by_name, name)
+
+
+def _by_server_name(chains: tuple[SniChain, ...], name: str) -> SniChain | None:
+    """Envoy's choice: the exact name, then `*.suffix` label by label, then the chain without names."""
+    wanted = name
+    while True:
+        for one in chains:
+            if one.names is not None and wanted in one.names:
+                return one
+        _, dot, rest = wanted.removeprefix("*.").partition(".")
+        if not dot:
+            return next((one for one in chains if one.names is None), None)
+        wanted = f"*.{rest}"
+
+
+def _way(model: GatewayModel, found: SniChain, name: str) -> Way:
+    if found.offer is not None:
+        tls = found.chain.tls or found.chain.kind == "sni"
+        return Way("tls" if tls else "tcp", chain=found)
+    table = model.tables[found.chain.route_name]
+    domain = table.domains.pick(name)
+    host = table.hosts.get(domain) if domain is not None and not table.only_redirects(domain) else None
+    return Way("https" if table.tls else "http", table, host, domain or "", found)
+
+
+def serve(model: GatewayModel, name: str, aliases: Collection[str], find: Find) -> dict[int, Served]:
+    """The ports of the gateway's Service that serve the name. `aliases`: the name and the ExternalName Services that stand
+    for it; `find`: looks a destination up."""
+    served: dict[int, Served] = {}
+    for port in model.ports:
+        listener = model.listener(port)
+        if listener is None:
+            continue
+        parts = [part for way in ways(model, listener, name) if (part := _claim(model, way, name, aliases, find)) is not None]
+        if parts:
+            served[port] = parts[0] if len(parts) == 1 else _joined(parts)
+    return served
+
+
+def _claim(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find) -> Served | None:
+    if way.chain is not None and way.chain.offer is not None:
+        return _claim_chain(way, name, find)
+    return _claim_host(model, way, name, aliases, find)
+
+
+def _claim_chain(way: Way, name: str, find: Find) -> Served | None:
+    """A tcp_proxy: its weighted destinations are all it has."""
+    chain = way.chain
+    if chain is None or chain.offer is None:
+        return None
+    found = [find(target) for target in chain.offer.targets]
+    claims = set()
+    if any(one.exists and one.host == name for one in found):
+        claims.add(CLAIM_DESTINATION)
+    if way.protocol == "tls" and chain.names is not None and name in chain.names and any(one.exists for one in found):
+        claims.add(CLAIM_HOST)
+    if not claims:
+        return None
+    source = frozenset({chain.offer.virtual_service})
+    warnings = {one.warning for one in found if one.warning and one.host == name}
+    if chain.chain.tls:
+        warnings.add("it is reached over TLS only, which the gateway terminates: clients must speak TLS")
+    return Served(frozenset(claims), source, frozenset({chain.chain.placed.gateway}), source, way.protocol, frozenset(warnings))
+
+
+def _claim_host(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find) -> Served | None:
+    """A virtual host: any reached route to the Service, or to anything that exists if the name is the domain itself."""
+    host = way.host
+    if host is None or model.refusing:
+        return None
+    exact = host.domain == name
+    claims: set[str] = set()
+    routes: set[str] = set()
+    gateways: set[str] = set()
+    warnings: set[str] = set()
+    places = host.entries if exact else {place for alias in aliases for place in host.by_host.get(alias, ())}
+    extra = host.passing(name) if host.special else []
+    for place in places:
+        entry = host.entries[place]
+        if not host.reached(entry, name, extra):
+            continue
+        found = [one for one in map(find, entry.built.targets) if one.exists and (exact or one.host == name)]
+        if not found:
+            continue
+        if exact:
+            claims.add(CLAIM_HOST)
+        if any(one.host == name for one in found):
+            claims.add(CLAIM_DESTINATION)
+        routes.add(entry.virtual_service)
+        gateways.add(entry.gateway)
+        warnings.update(one.warning for one in found if one.warning)
+    if not claims:
+        return None
+    governors = frozenset(host.governors(name))
+    return Served(frozenset(claims), frozenset(routes), frozenset(gateways), governors, way.protocol, frozenset(warnings))
+
+
+def _joined(parts: list[Served]) -> Served:
+    return Served(
+        claims=frozenset().union(*(one.claims for one in parts)),
+        routes=frozenset().union(*(one.routes for one in parts)),
+        gateways=frozenset().union(*(one.gateways for one in parts)),
+        governors=frozenset().union(*(one.governors for one in parts)),
+        protocol=parts[0].protocol,
+        warnings=frozenset().union(*(one.warnings for one in parts)),
+    )

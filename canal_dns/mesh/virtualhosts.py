@@ -1,0 +1,346 @@
+"""A virtual host: the one route list of all VirtualServices of a domain, and which of its routes a request ever comes to.
+
+Rules of this file:
+- a route is reached if some path has a request that no earlier route takes (`reach`); the paths that can prove it are few and
+  known beforehand (`PathTest.candidates`), so both the routes in the way and the routes affected are found by index;
+- a change is told entry by entry and looks at those later routes only whose paths the changed route takes, up to the next route
+  that takes them all: 5,000 VirtualServices on `*` are one list;
+- tests of the authority are decided where the domain is one name; on a wildcard domain their routes stand aside (`special`) and
+  are put in their places when a name is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from canal_dns.mesh.hosts import is_wildcard
+from canal_dns.mesh.matches import EVERYTHING, Condition, PathTest
+from canal_dns.mesh.reach import leaves_something
+from canal_dns.mesh.records import Uses
+from canal_dns.mesh.routes import Entry, Place
+
+Conditions = frozenset[Condition]
+
+_LAST = "\U0010ffff"
+
+
+class Bucket:
+    """The routes with one path test: without conditions (the first takes all), and with."""
+
+    __slots__ = ("conditional", "free")
+
+    def __init__(self) -> None:
+        self.free: list[Place] = []
+        self.conditional: dict[Conditions, list[Place]] = {}
+
+    def add(self, conditions: Conditions, place: Place) -> None:
+        insort(self.conditional.setdefault(conditions, []) if conditions else self.free, place)
+
+    def remove(self, conditions: Conditions, place: Place) -> None:
+        places = self.conditional[conditions] if conditions else self.free
+        del places[bisect_left(places, place)]
+        if conditions and not places:
+            del self.conditional[conditions]
+
+    def end(self, place: Place) -> Place | None:
+        """The first route without conditions other than the one at `place`: what comes after it never sees these paths."""
+        return next((one for one in self.free[:2] if one != place), None)
+
+
+class Paths:
+    """The buckets, by path test; and which of them a path falls into."""
+
+    def __init__(self) -> None:
+        self.exact: dict[tuple[bool, str], Bucket] = {}
+        self.prefix: dict[tuple[bool, str], Bucket] = {}
+        self.regex: dict[PathTest, Bucket] = {}
+        self.lengths: Counter[tuple[bool, int]] = Counter()
+
+    def bucket(self, test: PathTest) -> Bucket:
+        key = _key(test)
+        if test.test.uses is Uses.EXACT:
+            return self.exact.setdefault(key, Bucket())
+        if test.test.uses is Uses.PREFIX:
+            if key not in self.prefix:
+                self.lengths[key[0], len(key[1])] += 1
+            return self.prefix.setdefault(key, Bucket())
+        return self.regex.setdefault(test, Bucket())
+
+    def clean(self, test: PathTest) -> None:
+        """Forget an empty bucket."""
+        bucket = self.bucket(test)
+        if bucket.free or bucket.conditional:
+            return
+        key = _key(test)
+        if test.test.uses is Uses.EXACT:
+            del self.exact[key]
+        elif test.test.uses is Uses.PREFIX:
+            del self.prefix[key]
+            self.lengths[key[0], len(key[1])] -= 1
+            if not self.lengths[key[0], len(key[1])]:
+                del self.lengths[key[0], len(key[1])]
+        else:
+            del self.regex[test]
+
+    def hit(self, path: str) -> Iterator[Bucket]:
+        """The buckets whose test the path passes."""
+        lowered = path.lower()
+        for fold, text in ((False, path), (True, lowered)):
+            bucket = self.exact.get((fold, text))
+            if bucket:
+                yield bucket
+        for fold, length in self.lengths:
+            bucket = self.prefix.get((fold, (lowered if fold else path)[:length])) if length <= len(path) else None
+            if bucket:
+                yield bucket
+        for test, bucket in self.regex.items():
+            if test.takes(path):
+                yield bucket
+
+
+def _key(test: PathTest) -> tuple[bool, str]:
+    return test.fold, test.test.value.lower() if test.fold else test.test.value
+
+
+class VirtualHost:
+    """One domain of a route configuration."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain = domain
+        self.entries: dict[Place, Entry] = {}
+        self.special: dict[Place, Entry] = {}
+        """Routes that test the authority, on a wildcard domain."""
+        self.by_host: dict[str, set[Place]] = {}
+        """Destination host -> routes to it."""
+        self.governing: Counter[str] = Counter()
+        """VirtualService -> its reached routes, tests of the authority aside."""
+        self.namespaces: Counter[str] = Counter()
+        """Namespace -> reached routes of its VirtualServices."""
+        self.namespace_changes = 0
+        """Counts how often a namespace came or went: whoever asks who governs the domain compares it."""
+        self.redirecting = 0
+        """Routes that came by a server with httpsRedirect."""
+        self._paths = Paths()
+        self._watchers: dict[str, list[Place]] = {}
+        """Candidate path -> routes that it can prove to be reached, in order."""
+        self._watched: list[str] = []
+        """The candidate paths, sorted."""
+        self._folded: dict[str, set[str]] = {}
+        self._catch_alls: list[Place] = []
+
+    def change(self, gone: Iterable[Entry], new: Iterable[Entry]) -> set[Entry]:
+        """Take routes out and put routes in. Returns all whose part changed: these, and those now reached or hidden."""
+        changed: set[Entry] = set()
+        doubtful: set[Place] = set()
+        for entry in gone:
+            changed.add(entry)
+            del self.entries[entry.place]
+            self._count(entry, -1)
+            self._unlink(entry)
+            if self._counts(entry):
+                doubtful.update(self._affected(entry))
+                self._paths.clean(_path(entry))
+        for entry in new:
+            changed.add(entry)
+            self.entries[entry.place] = entry
+            self._count(entry, 1)
+            if self._link(entry):
+                doubtful.add(entry.place)
+                doubtful.update(self._affected(entry))
+        for place in doubtful:
+            found = self.entries.get(place)
+            if found is not None and self._update(found):
+                changed.add(found)
+        return changed
+
+    def passing(self, host: str) -> list[Entry]:
+        """The routes that test the authority and let a request for this name through."""
+        return [self.special[place] for place in sorted(self.special) if self.special[place].built.match.meets(host)]
+
+    def reached(self, entry: Entry, host: str, passing: list[Entry] | None = None) -> bool:
+        """Some request for this name comes to the route. `passing`: as `passing(host)` gave it, if the caller has it."""
+        if not self.special:
+            return entry.reached
+        extra = self.passing(host) if passing is None else passing
+        if not extra:
+            return entry.reached
+        if entry.place in self.special and entry not in extra:
+            return False
+        return self._counts(entry, extra) and self._leaves(entry, extra)
+
+    def reached_by(self, host: str) -> Iterator[Entry]:
+        """The routes to which some request for this name comes, in order."""
+        extra = self.passing(host) if self.special else []
+        for place in sorted(self.entries):
+            entry = self.entries[place]
+            if self.reached(entry, host, extra):
+                yield entry
+
+    def governors(self, host: str) -> set[str]:
+        """The VirtualServices with a route to which some request for this name comes."""
+        if self.special and self.passing(host):
+            return {entry.virtual_service for entry in self.reached_by(host)}
+        return set(self.governing)
+
+    def in_the_way(self, entry: Entry, host: str) -> list[Entry]:
+        """Earlier routes that take what this one would, for messages: at best the one that takes it all."""
+        extra = [one for one in (self.passing(host) if self.special else []) if one.place < entry.place]
+        some: set[Place] = set()
+        for path in _path(entry).candidates():
+            buckets = list(self._paths.hit(path))
+            whole = [bucket.free[0] for bucket in buckets if bucket.free and bucket.free[0] < entry.place]
+            if whole:
+                return [self.entries[min(whole)]]
+            some.update(places[0] for bucket in buckets for places in bucket.conditional.values() if places[0] < entry.place)
+            some.update(one.place for one in extra if _path(one).takes(path))
+        return [self.entries[place] for place in sorted(some)]
+
+    def _counts(self, entry: Entry, extra: Iterable[Entry] = ()) -> bool:
+        """The route takes requests at all: its tests of the authority fit the domain (or stand aside)."""
+        match = entry.built.match
+        if entry.dead or not match.authority:
+            return not entry.dead
+        return match.meets(self.domain) if not is_wildcard(self.domain) else entry in extra
+
+    def _count(self, entry: Entry, by: int) -> None:
+        self.redirecting += by * entry.redirects
+        for target in entry.built.targets:
+            if by > 0:
+                self.by_host.setdefault(target.host, set()).add(entry.place)
+            elif target.host in self.by_host:
+                self.by_host[target.host].discard(entry.place)
+                if not self.by_host[target.host]:
+                    del self.by_host[target.host]
+
+    def _link(self, entry: Entry) -> bool:
+        """Put the route into the indexes; False if it stands aside or takes nothing."""
+        if not self._counts(entry):
+            if is_wildcard(self.domain) and not entry.dead:
+                self.special[entry.place] = entry
+            return False
+        self._paths.bucket(_path(entry)).add(_conditions(entry), entry.place)
+        if entry.built.match.is_catch_all:
+            insort(self._catch_alls, entry.place)
+            return True
+        for path in _path(entry).candidates():
+            if path not in self._watchers:
+                self._watchers[path] = []
+                insort(self._watched, path)
+                self._folded.setdefault(path.lower(), set()).add(path)
+            insort(self._watchers[path], entry.place)
+        return True
+
+    def _unlink(self, entry: Entry) -> None:
+        if entry.reached:
+            self._govern(entry, -1)
+        if self.special.pop(entry.place, None) is not None or not self._counts(entry):
+            return
+        self._paths.bucket(_path(entry)).remove(_conditions(entry), entry.place)
+        if entry.built.match.is_catch_all:
+            del self._catch_alls[bisect_left(self._catch_alls, entry.place)]
+            return
+        for path in _path(entry).candidates():
+            places = self._watchers[path]
+            del places[bisect_left(places, entry.place)]
+            if not places:
+                del self._watchers[path]
+                del self._watched[bisect_left(self._watched, path)]
+                self._folded[path.lower()].discard(path)
+                if not self._folded[path.lower()]:
+                    del self._folded[path.lower()]
+
+    def _affected(self, entry: Entry) -> Iterator[Place]:
+        """Later routes that a change of this one may reveal or hide."""
+        test = _path(entry)
+        end = self._paths.bucket(test).end(entry.place)
+        if end is not None and end < entry.place:
+            return
+        if entry.built.match.is_catch_all:
+            lists = [self._catch_alls]
+        else:
+            lists = [self._catch_alls[:1], *(self._watchers[path] for path in self._watched_by(test))]
+        for places in lists:
+            stop = len(places) if end is None else bisect_right(places, end)
+            yield from places[bisect_right(places, entry.place) : stop]
+
+    def _watched_by(self, test: PathTest) -> Iterable[str]:
+        value = test.test.value
+        if test.test.uses is Uses.EXACT:
+            return self._folded.get(value.lower(), ()) if test.fold else (value,) if value in self._watchers else ()
+        if test.test.uses is Uses.PREFIX and not test.fold:
+            return self._watched[bisect_left(self._watched, value) : bisect_left(self._watched, value + _LAST)]
+        return [path for path in self._watched if test.takes(path)]
+
+    def _update(self, entry: Entry) -> bool:
+        reached = self._leaves(entry, ())
+        if reached == entry.reached:
+            return False
+        entry.reached = reached
+        self._govern(entry, 1 if reached else -1)
+        return True
+
+    def _govern(self, entry: Entry, by: int) -> None:
+        namespace = entry.virtual_service.partition("/")[0]
+        for counter, name in ((self.governing, entry.virtual_service), (self.namespaces, namespace)):
+            counter[name] += by
+            if not counter[name]:
+                del counter[name]
+        self.namespace_changes += self.namespaces[namespace] == (1 if by > 0 else 0)
+
+    def _leaves(self, entry: Entry, extra: Iterable[Entry]) -> bool:
+        """Some candidate path has a request that no earlier route takes."""
+        place = entry.place
+        own = _conditions(entry)
+        for path in _path(entry).candidates():
+            buckets = list(self._paths.hit(path))
+            if any(bucket.free and bucket.free[0] < place for bucket in buckets):
+                continue
+            ways = [way for bucket in buckets for way, places in bucket.conditional.items() if places[0] < place]
+            ways += [_conditions(one) for one in extra if one.place < place and _path(one).takes(path)]
+            if not ways or leaves_something(own, ways):
+                return True
+        return False
+
+
+def _path(entry: Entry) -> PathTest:
+    """The path test; the two ways to write a catch-all are one."""
+    match = entry.built.match
+    return EVERYTHING.path if match.is_catch_all else match.path
+
+
+def _conditions(entry: Entry) -> Conditions:
+    return entry.built.match.conditions
+
+
+class Domains:
+    """Which virtual host Envoy picks for a name: the exact domain, else the longest `*suffix`, else `*`."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._lengths: Counter[int] = Counter()
+
+    def add(self, domain: str) -> None:
+        if domain not in self._known:
+            self._known.add(domain)
+            if is_wildcard(domain):
+                self._lengths[len(domain) - 1] += 1
+
+    def remove(self, domain: str) -> None:
+        if domain in self._known:
+            self._known.remove(domain)
+            if is_wildcard(domain):
+                self._lengths[len(domain) - 1] -= 1
+                if not self._lengths[len(domain) - 1]:
+                    del self._lengths[len(domain) - 1]
+
+    def pick(self, host: str) -> str | None:
+        """The domain for a name in lower case, None: 404."""
+        if host in self._known:
+            return host
+        for length in sorted(self._lengths, reverse=True):
+            domain = "*" + host[len(host) - length :]
+            if length < len(host) and domain in self._known:
+                return domain
+        return None
