@@ -6,6 +6,7 @@
     ├── WireError       bytes that are not a DNS message (answered by FORMERR, or dropped)
     ├── TableError      an answer that cannot be encoded or published
     ├── ListenError     an address that cannot be bound (exit code 1)
+    ├── WorkerError     worker processes that do not start, or die one after the other (exit code 1)
     └── RemoteError     a running server that does not answer `--server URL` (exit code 1)
 
 A peer's bad bytes on the hot path are a value (`Drop`, `Reply`), not an exception.
@@ -58,6 +59,10 @@ class ListenError(CanalError):
         self.transport = transport
         self.problem = problem
         super().__init__(f"cannot listen on {address} ({transport}): {problem}")
+
+
+class WorkerError(CanalError):
+    """Worker processes that cannot be kept running."""
 
 
 class RemoteError(CanalError):

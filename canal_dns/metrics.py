@@ -48,6 +48,15 @@ METRICS = (
     Metric("canal_dns_send_errors_total", _COUNTER, "Replies that the kernel did not take, by error.", ("error",)),
     Metric("canal_dns_tcp_connections", _GAUGE, "Open client TCP connections."),
     Metric("canal_dns_tcp_closed_total", _COUNTER, "Client TCP connections closed by the server, by reason.", ("reason",)),
+    Metric(
+        "canal_dns_tcp_accept_errors_total",
+        _COUNTER,
+        "Client TCP connections that could not be accepted, by error.",
+        ("error",),
+    ),
+    Metric(
+        "canal_dns_udp_receive_dropped_total", _COUNTER, "Datagrams that the kernel dropped because a socket's buffer was full."
+    ),
     Metric("canal_dns_forward_requests_total", _COUNTER, "Queries sent upstream.", ("to", "proto")),
     Metric("canal_dns_forward_responses_total", _COUNTER, "Replies accepted from upstreams.", ("to", "rcode")),
     Metric("canal_dns_forward_failures_total", _COUNTER, "Tries that an upstream did not answer, by reason.", ("to", "reason")),

@@ -1,0 +1,157 @@
+"""The life of a worker process: told what to do over its link, a PacketService otherwise.
+
+Rules of this file:
+- imports stay small (no YAML, no HTTP, no metrics library, nothing of `mesh` or `kube`): a worker starts in a moment;
+- signals of a terminal or of a whole process group do not end a worker, the control process does;
+- without its control process a worker answers through the lameduck, since clients still come, and then exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+
+from canal_dns.errors import ListenError, TableError
+from canal_dns.server.link import (
+    Ask,
+    Configure,
+    Drain,
+    Drained,
+    Link,
+    Listening,
+    Message,
+    Publish,
+    Refused,
+    Report,
+    Stop,
+)
+from canal_dns.server.service import PacketService
+from canal_dns.settings import LogSettings
+
+HEARTBEAT = 1.0
+"""Seconds between two reports; they carry the counters, so that a worker's death loses a second of them at most."""
+
+log = logging.getLogger("canal_dns.server")
+
+
+def run_worker(
+    fd: int,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    on_log_settings: Callable[[LogSettings], None] = lambda _: None,
+) -> None:
+    """Serve until the control process at the other end of the socket `fd` says stop, or is gone."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_Worker(on_log_settings).run(socket.socket(fileno=fd)))
+
+
+class _Worker:
+    def __init__(self, on_log_settings: Callable[[LogSettings], None]) -> None:
+        self._on_log_settings = on_log_settings
+        self._link = Link(self._on_message, self._on_lost)
+        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._service: PacketService | None = None
+        self._lameduck = 0.0
+        self._orphaned = False
+        self._hurry = asyncio.Event()
+
+    async def run(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
+        await loop.create_unix_connection(lambda: self._link, sock=sock)
+        heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
+        try:
+            while (message := await self._inbox.get()) is not None:
+                if isinstance(message, Stop):
+                    break
+                await self._handle(message)
+            else:
+                log.warning("the control process is gone; answering for another %g s", self._lameduck)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), self._lameduck)
+        finally:
+            heartbeat.cancel()
+            if self._service is not None:
+                await self._service.stop()
+            self._report(0)
+            self._link.close()
+            # The last report leaves in the next turns of the loop.
+            await asyncio.sleep(0)
+
+    async def _handle(self, message: Message) -> None:
+        if isinstance(message, Configure):
+            await self._configure(message)
+        elif isinstance(message, Publish) and self._service is not None:
+            try:
+                self._service.publish(message.names, message.generation, message.serial, full=message.full)
+            except TableError as problem:
+                log.error("the answer table was not changed: %s", problem)
+            if message.full:
+                _freeze()
+        elif isinstance(message, Drain) and self._service is not None:
+            await self._service.drain()
+            self._link.send(Drained())
+
+    async def _configure(self, message: Configure) -> None:
+        settings = message.settings.settings()
+        try:
+            if self._service is None:
+                service = PacketService(settings, shared=True)
+                await service.start()
+                self._service = service
+                _freeze()
+            else:
+                await self._service.reconfigure(settings)
+        except ListenError as error:
+            self._link.send(Refused(message.token, error.address, error.transport, error.problem))
+            return
+        self._lameduck = settings.listen.lameduck
+        self._on_log_settings(settings.log)
+        self._link.send(Listening(message.token))
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, Ask):
+            self._report(message.token)
+        else:
+            self._inbox.put_nowait(message)
+
+    def _on_lost(self) -> None:
+        self._orphaned = True
+        self._inbox.put_nowait(None)
+
+    def _on_terminate(self) -> None:
+        """The control process gets this signal, too, and decides; without one it ends the waiting."""
+        if self._orphaned:
+            self._hurry.set()
+
+    async def _beat(self) -> None:
+        while True:
+            self._report(0)
+            await asyncio.sleep(HEARTBEAT)
+
+    def _report(self, token: int) -> None:
+        if not self._link.blocked:
+            service = self._service
+            rows = [] if service is None else service.own_counters().to_plain()
+            self._link.send(Report(token, 0 if service is None else service.generation, rows))
+
+
+def _freeze() -> None:
+    """What is there now stays: the garbage collector need not look at it in the middle of a flood."""
+    gc.collect()
+    gc.freeze()
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: connections are limited by settings, not by a shell's default of 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,109 @@
+"""What the listeners of one process share: the decision for a packet, and the counting of what becomes of it.
+
+Rules of this file:
+- decides nothing itself: `dns.responder` is asked, the outcome is counted and, if wanted, logged;
+- UDP and TCP come through here alike, except for hits on UDP, which `batch` answers and counts by the batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from canal_dns.dns.access import Gate
+from canal_dns.dns.responder import Drop, Forward, Reply, Source, decide
+from canal_dns.dns.table import AnswerTable, TableCell
+from canal_dns.dns.wire import Ede, Query, rcode_text, servfail, type_label
+from canal_dns.metrics import Counters
+from canal_dns.server.querylog import QueryLog
+
+_RCODES = [(rcode_text(code),) for code in range(16)]
+_UPSTREAM = (Source.UPSTREAM.value,)
+
+
+class Upstream(Protocol):
+    """The part of the forwarder that listeners use."""
+
+    def is_own(self, host: str, port: int) -> bool:
+        """True, and counted, for an address that our own queries to the upstreams leave from."""
+
+    def submit(self, query: Query, client: str, reply_to: Callable[[bytes | None], None]) -> None:
+        """Have a query answered: `reply_to` is called exactly once, now or later, with the reply or None for none."""
+
+
+class Intake:
+    """One per process. `gate` is replaced when settings change, `query_log` is None while there is none."""
+
+    __slots__ = (
+        "_answers", "_dropped", "_durations", "_forwarder", "_requests", "_responses", "cell", "counters", "gate", "idle",
+        "query_log", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters) -> None:
+        self.cell = cell
+        self.gate = gate
+        self.counters = counters
+        self.query_log: QueryLog | None = None
+        self.waiting = 0
+        """Queries that the forwarder has not given back yet."""
+        self.idle = asyncio.Event()
+        """Set whenever something that waited is done: for the one who wants to know when all is."""
+        self._forwarder = forwarder
+        self._requests = counters["canal_dns_requests_total"]
+        self._responses = counters["canal_dns_responses_total"]
+        self._answers = counters["canal_dns_answers_total"]
+        self._dropped = counters["canal_dns_dropped_total"]
+        self._durations = counters.histograms["canal_dns_request_duration_seconds"]
+
+    @property
+    def quick(self) -> AnswerTable | None:
+        """The table for `batch`; None while every query has to pass `decide`: before the first sync, or to be logged."""
+        return self.cell.current if self.query_log is None else None
+
+    def decide(self, packet: bytes, host: str, port: int, stream: bool, now: float) -> Reply | Forward | Drop:
+        """Judge one packet and count it as received, or as dropped."""
+        verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now)
+        proto = "tcp" if stream else "udp"
+        if isinstance(verdict, Drop):
+            self._dropped[(verdict.reason,)] += 1
+        else:
+            qtype = verdict.query.qtype if isinstance(verdict, Forward) else verdict.qtype
+            self._requests[(proto, type_label(qtype))] += 1
+        if self.query_log is not None:
+            self.query_log.record(packet, proto, host, port, _outcome(verdict), now)
+        return verdict
+
+    def replied(self, reply: Reply, since: float) -> None:
+        """Count a reply of our own; `since` as given to `decide`."""
+        source = (reply.source.value,)
+        self._responses[(rcode_text(reply.rcode),)] += 1
+        self._answers[source] += 1
+        self._durations[source].observe(time.monotonic() - since)
+
+    def forward(self, query: Query, host: str, port: int, reply_to: Callable[[bytes | None], None]) -> None:
+        """Hand a query to the forwarder. Whoever is called back says `returned` first."""
+        self.waiting += 1
+        if self._forwarder.is_own(host, port):
+            # It went round in a circle: here is where that ends (AMP-06).
+            reply_to(servfail(query, Ede.OTHER))
+        else:
+            self._forwarder.submit(query, host, reply_to)
+
+    def returned(self) -> None:
+        """A query that was forwarded came back, with a reply or without."""
+        self.waiting -= 1
+        self.idle.set()
+
+    def relayed(self, wire: bytes, since: float) -> None:
+        """Count a reply that the forwarder gave."""
+        self._responses[_RCODES[wire[3] & 15]] += 1
+        self._answers[_UPSTREAM] += 1
+        self._durations[_UPSTREAM].observe(time.monotonic() - since)
+
+
+def _outcome(verdict: Reply | Forward | Drop) -> str:
+    if isinstance(verdict, Reply):
+        return f"{rcode_text(verdict.rcode)} from {verdict.source.value}"
+    return "forwarded" if isinstance(verdict, Forward) else f"dropped, {verdict.reason}"

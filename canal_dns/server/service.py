@@ -1,0 +1,218 @@
+"""The listeners, the forwarder and the answer table of one process, as one thing that is started, fed and stopped.
+
+Rules of this file:
+- all addresses can be bound, or none is: a half-open server would pass for a whole one;
+- a change touches what differs and nothing else: sockets that stay lose no datagram and no connection;
+- what was accepted is answered before the end: by its upstream, or by SERVFAIL once the forward budget is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Protocol
+
+from canal_dns.dns import names
+from canal_dns.dns.access import Gate
+from canal_dns.dns.table import AnswerTable, Delta, TableCell
+from canal_dns.metrics import Counters
+from canal_dns.server.forwarder import Forwarder
+from canal_dns.server.intake import Intake
+from canal_dns.server.querylog import QueryLog
+from canal_dns.server.sockets import open_both, port_of
+from canal_dns.server.tcp import Connections, TcpListener
+from canal_dns.server.udp import UdpListener
+from canal_dns.settings import Endpoint, Settings
+
+log = logging.getLogger("canal_dns.server")
+
+GRACE = 0.5
+"""Seconds beyond the forward budget after which nobody waits for what is in flight any more."""
+
+
+class DataPlane(Protocol):
+    """What answers packets: this process (PacketService) or several (workers.WorkerPool)."""
+
+    @property
+    def listeners(self) -> tuple[Endpoint, ...]:
+        """The addresses that are bound, with the ports that the kernel chose for 0."""
+
+    async def start(self) -> None:
+        """Bind and answer. Raises ListenError; nothing is bound then."""
+
+    async def failed(self) -> None:
+        """Wait for ever; raises CanalError once the plane cannot go on."""
+
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
+        """Change the answer table; `full`: replace it. Raises TableError; the table is then what it was."""
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """Take over other settings. Raises ListenError; the old ones then stay in force."""
+
+    async def counters(self) -> Counters:
+        """The sum over all processes there are and were."""
+
+    def healthy(self) -> bool:
+        """True while every listener answers."""
+
+    async def drain(self) -> None:
+        """Take no new work and finish what waits."""
+
+    async def stop(self) -> None:
+        """Drain and close everything."""
+
+
+class _Pair:
+    """UDP and TCP on one address."""
+
+    __slots__ = ("endpoint", "tcp", "udp")
+
+    def __init__(self, wanted: Endpoint, intake: Intake, connections: Connections, *, shared: bool) -> None:
+        """Raises ListenError."""
+        udp, tcp = open_both(wanted, shared=shared)
+        self.endpoint = Endpoint(wanted.host, port_of(udp))
+        self.udp = UdpListener(udp, intake)
+        self.tcp = TcpListener(tcp, connections)
+
+    def start(self) -> None:
+        self.udp.start()
+        self.tcp.start()
+
+    def retire(self) -> None:
+        """Answer what the kernel has for us and take no more; replies can still be sent until `close`."""
+        self.tcp.close()
+        self.udp.pause()
+
+    def close(self) -> None:
+        self.tcp.close()
+        self.udp.close()
+
+
+class PacketService:
+    """The DataPlane of one process; `shared`: others bind the same addresses."""
+
+    def __init__(self, settings: Settings, *, shared: bool = False) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._zone = names.from_text(settings.zone.cluster_domain)
+        self._cell = TableCell()
+        self._counters = Counters()
+        self._pairs: dict[Endpoint, _Pair] = {}
+        self._retired: dict[Endpoint, _Pair] = {}
+
+    @property
+    def listeners(self) -> tuple[Endpoint, ...]:
+        return tuple(pair.endpoint for pair in self._pairs.values())
+
+    @property
+    def generation(self) -> int:
+        """Of the table that answers; 0: none yet."""
+        return 0 if self._cell.current is None else self._cell.current.generation
+
+    async def start(self) -> None:
+        settings = self._settings
+        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, exempt=self._is_peer)
+        self._intake = Intake(self._cell, Gate(settings.access), self._forwarder, self._counters)
+        self._intake.query_log = QueryLog() if settings.log.queries else None
+        self._connections = Connections(self._intake, settings.listen.tcp, settings.access.peers)
+        try:
+            self._pairs = self._open(settings.listen.addresses)
+        except Exception:
+            await self._forwarder.close()
+            raise
+        for pair in self._pairs.values():
+            pair.start()
+
+    async def failed(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
+        table = self._cell.current
+        if full or table is None:
+            table = AnswerTable(self._zone)
+        table.apply(delta, generation, serial)
+        self._cell.current = table
+
+    async def reconfigure(self, settings: Settings) -> None:
+        addresses = dict.fromkeys(settings.listen.addresses)
+        added = self._open(tuple(address for address in addresses if address not in self._pairs))
+        old, self._settings = self._settings, settings
+        for pair in added.values():
+            pair.start()
+        for address in self._pairs.keys() - addresses.keys():
+            self._retire(address)
+        self._pairs = {address: added.get(address) or self._pairs[address] for address in addresses}
+
+        if settings.forward != old.forward:
+            self._forwarder.reconfigure(settings.forward)
+        if settings.access != old.access:
+            self._intake.gate = Gate(settings.access)
+        if settings.listen.tcp != old.listen.tcp or settings.access.peers != old.access.peers:
+            self._connections.reconfigure(settings.listen.tcp, settings.access.peers)
+        if settings.log.queries != old.log.queries:
+            self._intake.query_log = QueryLog() if settings.log.queries else None
+        # Names below another domain come with the next full table; the present one keeps the zone it was made for.
+        self._zone = names.from_text(settings.zone.cluster_domain)
+
+    async def counters(self) -> Counters:
+        return self.own_counters()
+
+    def own_counters(self) -> Counters:
+        """The same at once, for a caller that cannot wait."""
+        for pair in self._pairs.values():
+            pair.udp.count_kernel_drops()
+        return self._counters
+
+    def healthy(self) -> bool:
+        return bool(self._pairs)
+
+    async def drain(self) -> None:
+        # Datagrams are read to the end: a bound socket that nobody reads would swallow its share of them.
+        for pair in self._pairs.values():
+            pair.tcp.close()
+        self._connections.finish()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle(), self._linger())
+
+    async def stop(self) -> None:
+        await self.drain()
+        for pair in self._pairs.values():
+            pair.retire()
+        # What still waits gets its SERVFAIL, through sockets that are still open.
+        await self._forwarder.close()
+        for pair in (*self._pairs.values(), *self._retired.values()):
+            pair.close()
+        self._pairs, self._retired = {}, {}
+        self._connections.abort()
+        # Transports tell their connections of the end in the next turn of the loop.
+        await asyncio.sleep(0)
+
+    async def _idle(self) -> None:
+        while self._intake.waiting or len(self._connections):
+            self._intake.idle.clear()
+            await self._intake.idle.wait()
+
+    def _is_peer(self, client: str) -> bool:
+        return self._intake.gate.is_peer(client)
+
+    def _linger(self) -> float:
+        return self._settings.forward.budget + GRACE
+
+    def _retire(self, address: Endpoint) -> None:
+        """Stop listening there, but keep the socket until the forwarded queries that came in by it are answered."""
+        pair = self._retired[address] = self._pairs.pop(address)
+        pair.retire()
+        asyncio.get_running_loop().call_later(self._linger(), pair.close)
+
+    def _open(self, addresses: tuple[Endpoint, ...]) -> dict[Endpoint, _Pair]:
+        """All of them, or ListenError and none."""
+        with contextlib.ExitStack() as undo:
+            pairs = {}
+            for address in addresses:
+                if (retired := self._retired.pop(address, None)) is not None:
+                    retired.close()
+                pairs[address] = _Pair(address, self._intake, self._connections, shared=self._shared)
+                undo.callback(pairs[address].close)
+            undo.pop_all()
+        return pairs

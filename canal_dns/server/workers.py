@@ -1,0 +1,355 @@
+"""Worker processes as one DataPlane: started, fed, watched, and started again when they die.
+
+Rules of this file:
+- a worker is a fresh interpreter at the other end of a socketpair, never a fork: no shared state, no shared randomness;
+- it gets everything it knows by its link: settings, one full table, then deltas; one that is slow gets a full table later;
+- one that dies or goes silent is replaced at once, its counters are kept; CRASHES in CRASH_WINDOW seconds end the pool;
+- an address is probed without SO_REUSEPORT first, since with it a second server would silently take half the queries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from canal_dns.dns import names
+from canal_dns.dns.table import Addresses, AnswerTable, Delta
+from canal_dns.errors import ListenError, WorkerError
+from canal_dns.metrics import Counters, merge
+from canal_dns.server.child import HEARTBEAT, run_worker
+from canal_dns.server.link import (
+    Ask,
+    Configure,
+    Drain,
+    Drained,
+    Link,
+    Listening,
+    Message,
+    Publish,
+    Refused,
+    Report,
+    Stop,
+    WorkerSettings,
+    pack,
+)
+from canal_dns.server.service import GRACE
+from canal_dns.server.sockets import probe
+from canal_dns.settings import Endpoint, Settings
+
+__all__ = ["WorkerPool", "run_worker"]
+
+SILENT = 3 * HEARTBEAT
+"""Seconds without a word after which a worker is killed: the kernel goes on giving it packets while it hangs."""
+STARTING = 10.0
+"""Seconds a worker may take to its first answer: an interpreter starts slowly on a crowded node."""
+CRASHES = 10
+CRASH_WINDOW = 60.0
+"""That many deaths in so many seconds are no accident any more: the process exits, and whoever runs it knows."""
+HEALTHY_LIFE = 5.0
+"""Seconds after which a death is not the continuation of the one before: the next start is immediate."""
+MAX_DELAY = 2.0
+"""Seconds between two starts at most, while one dies after the other."""
+ANSWER = 0.5
+"""Seconds that a worker has to send its counters; then its last report is taken."""
+EXIT = 1.0
+"""Seconds between the end of a worker's link and the end of its process; then it is killed."""
+
+_CHECK = 0.5
+
+log = logging.getLogger("canal_dns.server")
+
+
+class _Slot:
+    """One worker: the process of the moment, and what is known of it."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.process: asyncio.subprocess.Process | None = None
+        self.answers: dict[int, asyncio.Future[ListenError | None]] = {}
+        self.reported: asyncio.Future[None] | None = None
+        self.drained = asyncio.Event()
+        self.lost = asyncio.Event()
+        self.ready = False
+        self.wanted = True
+        self.stale = False
+        self.silent = 0.0
+        self.counters = Counters()
+        self.supervisor: asyncio.Task[None] | None = None
+
+    def send(self, packed: bytes) -> None:
+        if self.link is not None:
+            self.link.send_packed(packed)
+
+
+class WorkerPool:
+    """The DataPlane of `count` processes; `argv` gives the command of one that calls `run_worker` with this descriptor."""
+
+    def __init__(self, settings: Settings, count: int, argv: Callable[[int], Sequence[str]]) -> None:
+        self._settings = settings
+        self._count = count
+        self._argv = argv
+        self._slots: list[_Slot] = []
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._addresses: dict[Endpoint, Endpoint] = {}
+        self._names: dict[bytes, Addresses] = {}
+        self._generation = 0
+        self._serial = 0
+        self._full: bytes | None = None
+        self._token = 0
+        self._own = Counters()
+        self._past = Counters()
+        self._deaths: deque[float] = deque()
+        self._failure: WorkerError | None = None
+        self._failed = asyncio.Event()
+        self._stopping = False
+
+    # -- DataPlane ----------------------------------------------------------------------------------------------------
+
+    @property
+    def listeners(self) -> tuple[Endpoint, ...]:
+        return tuple(self._addresses.values())
+
+    async def start(self) -> None:
+        self._addresses = {address: probe(address) for address in self._settings.listen.addresses}
+        try:
+            await self._resize(self._count)
+        except Exception:
+            await self.stop()
+            raise
+
+    async def failed(self) -> None:
+        await self._failed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
+        # Tried here first: what no table takes must not reach one that respawns.
+        AnswerTable(names.from_text(self._settings.zone.cluster_domain)).apply(delta, generation, serial)
+        if full:
+            self._names = {}
+        for name, addresses in delta.items():
+            if addresses is None:
+                self._names.pop(name, None)
+            else:
+                self._names[name] = addresses
+        self._generation, self._serial, self._full = generation, serial, None
+        packed = pack(Publish(dict(delta), generation, serial, full))
+        for slot in self._slots:
+            if slot.link is not None and slot.link.blocked:
+                slot.stale = True
+            else:
+                slot.send(packed)
+
+    async def reconfigure(self, settings: Settings) -> None:
+        old_settings, old_addresses = self._settings, self._addresses
+        wanted = dict.fromkeys(settings.listen.addresses)
+        added = {address: probe(address) for address in wanted if address not in old_addresses}
+        self._settings = settings
+        self._addresses = {address: added.get(address) or old_addresses[address] for address in wanted}
+        refusals = [one for one in await asyncio.gather(*map(self._configure, self._slots)) if one is not None]
+        if refusals:
+            self._settings, self._addresses = old_settings, old_addresses
+            await asyncio.gather(*map(self._configure, self._slots))
+            raise refusals[0]
+        await self._resize(settings.listen.workers or self._count)
+
+    async def counters(self) -> Counters:
+        self._token += 1
+        ask = pack(Ask(self._token))
+        waiting = []
+        for slot in self._slots:
+            if slot.ready and slot.link is not None and not slot.link.blocked:
+                if slot.reported is None:
+                    slot.reported = asyncio.get_running_loop().create_future()
+                waiting.append(slot.reported)
+                slot.send(ask)
+        if waiting:
+            await asyncio.wait(waiting, timeout=ANSWER)
+        self._own["canal_dns_workers"][()] = sum(slot.ready for slot in self._slots)
+        return merge((self._own, self._past, *(slot.counters for slot in self._slots)))
+
+    def healthy(self) -> bool:
+        return any(slot.ready for slot in self._slots)
+
+    async def drain(self) -> None:
+        packed = pack(Drain())
+        live = [slot for slot in self._slots if slot.ready]
+        for slot in live:
+            slot.drained.clear()
+            slot.send(packed)
+        if live:
+            waits = [asyncio.ensure_future(slot.drained.wait()) for slot in live]
+            _, late = await asyncio.wait(waits, timeout=self._linger())
+            for one in late:
+                one.cancel()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        slots, self._slots = self._slots, []
+        await asyncio.gather(*map(self._retire, slots), *self._retiring)
+
+    # -- one worker -----------------------------------------------------------------------------------------------------
+
+    async def _resize(self, count: int) -> None:
+        """Start what is missing and wait for it, let the surplus go. Raises ListenError, WorkerError."""
+        surplus = self._slots[count:]
+        del self._slots[count:]
+        for slot in surplus:
+            task = asyncio.create_task(self._retire(slot))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        added = [_Slot() for _ in range(count - len(self._slots))]
+        self._slots += added
+        self._count = count
+        for slot in added:
+            slot.answers[0] = asyncio.get_running_loop().create_future()
+            slot.supervisor = asyncio.create_task(self._supervise(slot), name="worker")
+        try:
+            async with asyncio.timeout(STARTING):
+                refusals = await asyncio.gather(*(slot.answers[0] for slot in added))
+        except TimeoutError:
+            raise self._failure or WorkerError(f"a worker process did not start within {STARTING:g} s") from None
+        for refusal in refusals:
+            if refusal is not None:
+                raise refusal
+
+    async def _supervise(self, slot: _Slot) -> None:
+        """Keep one worker running."""
+        clock = asyncio.get_running_loop().time
+        short_lives = 0
+        while self._is_wanted(slot):
+            born = clock()
+            cause = await self._live(slot)
+            self._past = merge((self._past, slot.counters.without_gauges()))
+            slot.counters = Counters()
+            if not self._is_wanted(slot):
+                return
+            self._count_death(cause, clock())
+            short_lives = short_lives + 1 if clock() - born < HEALTHY_LIFE else 0
+            if short_lives > 1:
+                await asyncio.sleep(min(0.1 * 2 ** (short_lives - 2), MAX_DELAY))
+
+    def _is_wanted(self, slot: _Slot) -> bool:
+        return slot.wanted and not self._stopping and self._failure is None
+
+    async def _live(self, slot: _Slot) -> str:
+        """One process from its start to its end; gives the cause of the end."""
+        ours, theirs = socket.socketpair()
+        slot.lost.clear()
+        slot.silent = 0.0
+        cause = ""
+        with theirs:
+            slot.process = process = await asyncio.create_subprocess_exec(
+                *self._argv(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+            )
+        link = Link(lambda message: self._on_message(slot, message), slot.lost.set, on_writable=lambda: self._refresh(slot))
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+        slot.link = link
+        link.send(Configure(0, self._worker_settings()))
+        if self._generation:
+            slot.send(self._full_table())
+        while not slot.lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(slot.lost.wait(), _CHECK)
+            # Counted in checks, not on a clock: when this process itself stood still, no worker was silent for it.
+            slot.silent += _CHECK
+            if not slot.lost.is_set() and slot.silent > (SILENT if slot.ready else STARTING):
+                cause = "silent"
+                process.kill()
+                await slot.lost.wait()
+        slot.ready = False
+        slot.link = None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), EXIT)
+        if process.returncode is None:
+            process.kill()
+        status = await process.wait()
+        slot.process = None
+        return cause or ("signal" if status < 0 else "exit")
+
+    async def _retire(self, slot: _Slot) -> None:
+        """Let a worker finish and wait for its end."""
+        slot.wanted = False
+        slot.send(pack(Stop()))
+        if slot.supervisor is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(slot.supervisor), self._linger())
+            return
+        if slot.process is not None:
+            log.warning("worker %d did not stop and is killed", slot.process.pid)
+            slot.process.kill()
+        await slot.supervisor
+
+    async def _configure(self, slot: _Slot) -> ListenError | None:
+        """Hand a worker the present settings; one that is just starting gets them anyway."""
+        if not slot.ready or slot.link is None:
+            return None
+        self._token += 1
+        answer = slot.answers[self._token] = asyncio.get_running_loop().create_future()
+        slot.link.send(Configure(self._token, self._worker_settings()))
+        lost = asyncio.ensure_future(slot.lost.wait())
+        await asyncio.wait({answer, lost}, timeout=STARTING, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        return answer.result() if answer.done() else None
+
+    def _on_message(self, slot: _Slot, message: Message) -> None:
+        slot.silent = 0.0
+        if isinstance(message, Report):
+            slot.counters = Counters.from_plain(message.rows)
+            if message.token and slot.reported is not None:
+                slot.reported.set_result(None)
+                slot.reported = None
+        elif isinstance(message, Drained):
+            slot.drained.set()
+        elif isinstance(message, Listening):
+            slot.ready = True
+            self._answer(slot, message.token, None)
+        elif isinstance(message, Refused):
+            refusal = ListenError(message.address, message.transport, message.problem)
+            if not slot.ready:
+                log.error("a worker process has no listeners: %s", refusal)
+                slot.send(pack(Stop()))
+            self._answer(slot, message.token, refusal)
+
+    def _answer(self, slot: _Slot, token: int, refusal: ListenError | None) -> None:
+        answer = slot.answers.pop(token, None)
+        if answer is not None and not answer.done():
+            answer.set_result(refusal)
+
+    def _refresh(self, slot: _Slot) -> None:
+        """A slow worker reads again: one full table stands for all deltas that it missed."""
+        if slot.stale:
+            slot.stale = False
+            slot.send(self._full_table())
+
+    # -- what they are told -----------------------------------------------------------------------------------------------
+
+    def _worker_settings(self) -> WorkerSettings:
+        listen = dataclasses.replace(self._settings.listen, addresses=tuple(self._addresses.values()))
+        return WorkerSettings.of(dataclasses.replace(self._settings, listen=listen))
+
+    def _full_table(self) -> bytes:
+        if self._full is None:
+            self._full = pack(Publish(dict(self._names), self._generation, self._serial, True))
+        return self._full
+
+    def _linger(self) -> float:
+        """Seconds that a worker may need to finish what waits in it."""
+        return self._settings.forward.budget + GRACE + EXIT
+
+    def _count_death(self, cause: str, now: float) -> None:
+        self._own["canal_dns_worker_restarts_total"][(cause,)] += 1
+        log.error("a worker process ended (%s) and is started again", cause)
+        self._deaths.append(now)
+        while self._deaths[0] < now - CRASH_WINDOW:
+            self._deaths.popleft()
+        if len(self._deaths) >= CRASHES:
+            self._failure = WorkerError(f"worker processes ended {CRASHES} times within {CRASH_WINDOW:g} s")
+            self._failed.set()
