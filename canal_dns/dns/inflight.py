@@ -95,7 +95,7 @@ class Flight:
     """One question on its way to the upstreams, and all who wait for it."""
 
     __slots__ = (
-        "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "slots",
+        "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent", "slots",
         "started", "streaming", "truncated", "upstream", "waiters",
     )  # fmt: skip
 
@@ -108,7 +108,8 @@ class Flight:
         """Asked last."""
         self.asked: tuple[Upstream, ...] = (upstream,)
         self.waiters: list[Waiter] = []
-        self.started = now
+        self.started = self.sent = now
+        """`sent`: when the question left last; the shell keeps it."""
         self.slots: list[tuple[Channel, int]] = []
         """Where a reply may still come in."""
         self.reply: bytes | None = None
@@ -182,7 +183,8 @@ class Inflight:
 
     def configure(self, *, budget: float, always_do: bool, max_waiting: int, max_per_client: int) -> None:
         """Seconds in all for one query; DO=1 on every upstream query; client queries that may wait, in all and per client."""
-        self._first_try = budget * FIRST_TRY
+        self.first_try = budget * FIRST_TRY
+        """Seconds after which a new flight needs the timer."""
         self._last_try = budget * LAST_TRY
         self._always_do = always_do
         self._max_waiting = 0 if self._closing else max_waiting
@@ -291,7 +293,7 @@ class Inflight:
             self._probes[upstream] = probe = Flight(_PROBE_KEY, PROBE, True, upstream, now)
             probe.probe = probe.extra = probe.streaming = True
             self.orders.append(Send(probe, upstream, stream=False))
-        for flight in _started_before(self._fresh, now, self._first_try):
+        for flight in _started_before(self._fresh, now, self.first_try):
             self._late[flight.key] = self._fresh.pop(flight.key)
             self._second_try(flight, now)
         for flight in _started_before(self._late, now, self._last_try):
@@ -302,7 +304,7 @@ class Inflight:
         """When `step` has something to do; infinity while nothing is on its way."""
         deadline = self._upstreams.next_probe()
         for flight in self._fresh.values():
-            deadline = min(deadline, flight.started + self._first_try)
+            deadline = min(deadline, flight.started + self.first_try)
             break
         for flight in self._late.values():
             deadline = min(deadline, flight.started + self._last_try)

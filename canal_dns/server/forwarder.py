@@ -1,0 +1,321 @@
+"""The way to the upstreams and back: sockets and one timer around `dns.upstreams` and `dns.inflight`.
+
+Rules of this file:
+- receive, ask, send, count: what a packet means and what happens next is decided in `dns.inflight`;
+- no task and no timer per query: one timer for the oldest, which a query that is answered in time never needs;
+- `reply_to` of a query is called exactly once, whatever happens, and what one client's raises harms no other;
+- everything is bounded: waiting queries, sockets, packets per query, seconds per query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from math import inf
+
+from canal_dns.dns.inflight import Done, Flight, Inflight, Overdue, Rejection, ReplyTo, Send
+from canal_dns.dns.relay import relay
+from canal_dns.dns.table import TableCell
+from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
+from canal_dns.dns.wire import MAX_STREAM, Ede, Query, rcode_text, servfail, upstream_query
+from canal_dns.metrics import Counters, Histogram
+from canal_dns.server.upstream_tcp import TcpChannel, TcpChannels
+from canal_dns.server.upstream_udp import Address, UdpChannel, UdpChannels
+from canal_dns.settings import ForwardSettings, Sentinel
+
+PACKETS = 16
+"""Datagrams read from one socket at one event, while others wait on it: then the rest of the process has its turn."""
+SWEEP = 0.5
+"""Seconds between looks for sockets that have served their time."""
+_TICK = 0.001
+"""Seconds by which the timer comes late: uvloop's clock has milliseconds, and a timer that is early would spin."""
+
+_EDE = {
+    Rejection.OUTSTANDING: Ede.OTHER,
+    Rejection.CLIENT: Ede.OTHER,
+    Rejection.DOWN: Ede.NO_REACHABLE_AUTHORITY,
+    Rejection.CLOSING: Ede.NOT_READY,
+}
+
+_clock = time.monotonic
+_log = logging.getLogger(__name__)
+
+
+class _Series:
+    """The time series of one upstream, looked up once."""
+
+    __slots__ = ("duration", "rcodes", "tcp", "udp")
+
+    def __init__(self, upstream: Upstream, durations: dict[tuple[str, ...], Histogram]) -> None:
+        self.udp = (upstream.text, "udp")
+        self.tcp = (upstream.text, "tcp")
+        self.rcodes = [(upstream.text, rcode_text(rcode)) for rcode in range(16)]
+        self.duration = durations[(upstream.text,)]
+
+
+class _SeriesOf(dict[Upstream, _Series]):
+    """By upstream, made when first needed: replies may still come from one that is no longer configured."""
+
+    def __init__(self, durations: dict[tuple[str, ...], Histogram]) -> None:
+        super().__init__()
+        self._durations = durations
+
+    def __missing__(self, upstream: Upstream) -> _Series:
+        series = self[upstream] = _Series(upstream, self._durations)
+        return series
+
+
+class Forwarder:
+    """Has queries answered by the upstreams. One per process, made in its running loop."""
+
+    def __init__(
+        self,
+        settings: ForwardSettings,
+        cell: TableCell,
+        counters: Counters,
+        exempt: Callable[[str], bool] = lambda client: False,
+    ) -> None:
+        """`exempt(client)`: no limit for this client address alone (`access.peers`)."""
+        self._loop = asyncio.get_running_loop()
+        self._cell = cell
+        self._upstreams = Upstreams(settings.upstreams)
+        self._inflight = Inflight(self._upstreams, os.urandom, exempt)
+        self._own: set[Address] = set()
+        self._udp = UdpChannels(self._on_readable, self._own)
+        self._tcp = TcpChannels(self._on_message, self._on_lost, self._own)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake = inf
+        self._sweep_at = inf
+        self._emptied: asyncio.Future[None] | None = None
+
+        self._requests = counters["canal_dns_forward_requests_total"]
+        self._responses = counters["canal_dns_forward_responses_total"]
+        self._failures = counters["canal_dns_forward_failures_total"]
+        self._ignored = counters["canal_dns_forward_ignored_replies_total"]
+        self._rejected = counters["canal_dns_forward_rejected_total"]
+        self._coalesced = counters["canal_dns_forward_coalesced_total"]
+        self._rewritten = counters["canal_dns_forward_rewritten_total"]
+        self._in_flight = counters["canal_dns_forward_in_flight"]
+        self._up = counters["canal_dns_forward_upstream_up"]
+        self._loops = counters["canal_dns_loops_total"]
+        self._durations = counters.histograms["canal_dns_forward_request_duration_seconds"]
+        self._series = _SeriesOf(self._durations)
+        self._told: dict[Upstream, bool] = {}
+        self.reconfigure(settings)
+
+    def submit(self, query: Query, client: str, reply_to: ReplyTo) -> None:
+        """Have a query answered for a client (its address, as text).
+
+        `reply_to` is called exactly once, now or within the budget: with the complete reply for this client, which is
+        SERVFAIL with an extended error if there is none, or with None if the reply would come too late to be of use.
+        """
+        now = _clock()
+        flight = self._inflight.submit(query, client, reply_to, now)
+        if type(flight) is Flight:
+            self._send(flight, flight.upstream, now)
+            if now + self._inflight.first_try < self._wake:
+                self._arm(now)
+            if self._inflight.orders:
+                self._obey(now)
+        elif flight is None:
+            self._coalesced[()] += 1
+        else:
+            assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
+            self._rejected[(flight.value,)] += 1
+            reply_to(servfail(query, _EDE[flight]))
+
+    def is_own(self, host: str, port: int) -> bool:
+        """True, and counted as a loop, if a query from this address and port is one that we sent ourselves.
+
+        For listeners, before `submit`: such a query is answered SERVFAIL, so that a loop ends where it closes.
+        """
+        if (host, port) not in self._own:
+            return False
+        self._loops[()] += 1
+        return True
+
+    def reconfigure(self, settings: ForwardSettings) -> None:
+        """Other upstreams, another order, other limits. Nothing that is on its way is lost."""
+        self._discard_age = settings.discard_age
+        self._inflight.configure(
+            budget=settings.budget,
+            always_do=settings.sentinel is Sentinel.DO,
+            max_waiting=settings.max_outstanding,
+            max_per_client=settings.max_outstanding_per_client,
+        )
+        for upstream in self._upstreams.replace(settings.upstreams):
+            self._udp.drop(upstream)
+            self._tcp.drop(upstream)
+            self._up.pop((upstream.text,), None)
+            self._told.pop(upstream, None)
+            self._series.pop(upstream, None)
+        self._tell()
+        self._arm(_clock())
+
+    async def close(self) -> None:
+        """Reject what comes from now on, let what is on its way end (within its budget), close all sockets."""
+        self._inflight.close()
+        if len(self._inflight):
+            self._emptied = self._loop.create_future()
+            await self._emptied
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._udp.close()
+        await self._tcp.close()
+        self._in_flight[()] = 0
+
+    # -- towards the upstreams ---------------------------------------------------------------------------------------
+
+    def _send(self, flight: Flight, upstream: Upstream, now: float) -> None:
+        try:
+            channel = self._udp.single(upstream, now) if flight.probe else self._udp.take(upstream, now)
+        except OSError:
+            self._failures[(upstream.text, "socket")] += 1
+            return
+        ident = self._inflight.assign(flight, channel)
+        packet = probe_packet(ident) if flight.probe else upstream_query(flight.query, ident, do=flight.do)
+        flight.sent = now
+        self._requests[self._series[upstream].udp] += 1
+        try:
+            channel.send(packet)
+        except OSError:
+            self._send_again(channel, packet, now)
+
+    def _send_again(self, channel: UdpChannel, packet: bytes, now: float) -> None:
+        """The first error may be an ICMP report about an earlier packet: then nothing was sent, and the error is gone now."""
+        self._refused(channel, now)
+        try:
+            channel.send(packet)
+        except OSError:
+            self._failures[(channel.upstream.text, "send")] += 1
+
+    def _send_stream(self, flight: Flight, upstream: Upstream, now: float) -> None:
+        channel = self._tcp.take(upstream, now)
+        ident = self._inflight.assign(flight, channel)
+        flight.sent = now
+        self._requests[self._series[upstream].tcp] += 1
+        channel.send(upstream_query(flight.query, ident, do=flight.do), now)
+
+    def _obey(self, now: float) -> None:
+        """Do what `inflight` ordered. Rare: a reply that is simply good orders nothing."""
+        orders = self._inflight.orders
+        while orders:
+            order = orders.pop(0)
+            if type(order) is Send:
+                if order.flight.done:
+                    continue
+                if order.stream:
+                    self._send_stream(order.flight, order.upstream, now)
+                else:
+                    self._send(order.flight, order.upstream, now)
+            elif type(order) is Overdue:
+                self._failures[(order.upstream.text, "timeout")] += 1
+            elif type(order) is Done:
+                self._deliver(order.flight, now)
+        self._arm(now)
+
+    # -- and back ----------------------------------------------------------------------------------------------------
+
+    def _on_readable(self, channel: UdpChannel) -> None:
+        now = _clock()
+        for _ in range(PACKETS):
+            try:
+                packet = channel.recv(MAX_STREAM)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._refused(channel, now)
+                break
+            self._receive(channel, packet, now)
+            if not channel.waiting:
+                break
+        if self._inflight.orders:
+            self._obey(now)
+
+    def _on_message(self, channel: TcpChannel, message: bytes) -> None:
+        now = channel.used = _clock()
+        self._receive(channel, message, now)
+        if self._inflight.orders:
+            self._obey(now)
+
+    def _on_lost(self, channel: TcpChannel) -> None:
+        if channel.waiting:
+            self._failures[(channel.upstream.text, "tcp")] += 1
+        self._inflight.lost(channel, connected=channel.connected)
+        self._obey(_clock())
+
+    def _receive(self, channel: UdpChannel | TcpChannel, packet: bytes, now: float) -> None:
+        flight = self._inflight.received(channel, packet)
+        if type(flight) is Flight:
+            series = self._series[channel.upstream]
+            self._responses[series.rcodes[packet[3] & 15]] += 1
+            series.duration.observe(now - flight.sent)
+            if flight.done:
+                self._deliver(flight, now)
+        else:
+            assert not isinstance(flight, Flight)  # noqa: S101 - for the type checker
+            self._ignored[(flight.value,)] += 1
+
+    def _refused(self, channel: UdpChannel, now: float) -> None:
+        self._failures[(channel.upstream.text, "refused")] += 1
+        self._inflight.refused(channel, now)
+
+    def _deliver(self, flight: Flight, now: float) -> None:
+        for query, _, reply_to, since in flight.waiters:
+            try:
+                reply_to(self._outcome(flight, query, now - since))
+            except Exception:
+                _log.exception("a reply could not be handed over")
+        if self._emptied is not None and not len(self._inflight) and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _outcome(self, flight: Flight, query: Query, age: float) -> bytes | None:
+        reply = flight.reply
+        stream = query.limit == MAX_STREAM
+        if age > self._discard_age and not stream:
+            return None
+        if reply is None or (stream and reply is flight.truncated):
+            return servfail(query, flight.ede)
+        relayed = relay(query, reply, self._cell.current)
+        if relayed.rewritten:
+            self._rewritten[()] += 1
+        return relayed.wire
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _arm(self, now: float) -> None:
+        """Set the timer to the next thing to do."""
+        if self._sweep_at == inf and (len(self._udp) or len(self._tcp)):
+            self._sweep_at = now + SWEEP
+        wake = min(self._inflight.next_deadline(), self._sweep_at)
+        if wake == self._wake:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake = wake
+        self._timer = None if wake == inf else self._loop.call_later(max(wake - now, 0.0) + _TICK, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = _clock()
+        self._wake = inf
+        self._timer = None
+        self._inflight.step(now)
+        if now >= self._sweep_at:
+            self._udp.sweep(now)
+            self._tcp.sweep(now)
+            self._sweep_at = inf
+        self._in_flight[()] = len(self._inflight)
+        self._obey(now)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Which upstreams are up: to the gauge always, to the log when it changed."""
+        for upstream in self._upstreams:
+            self._up[(upstream.text,)] = int(upstream.up)
+            if self._told.get(upstream, True) != upstream.up:
+                _log.warning("upstream %s is %s", upstream.text, "up again" if upstream.up else "down: it answers nothing")
+            self._told[upstream] = upstream.up

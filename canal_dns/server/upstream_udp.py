@@ -1,0 +1,159 @@
+"""UDP sockets towards the upstreams: connected, of short life, and many, so that a forger has to guess the port as well.
+
+Rules of this file:
+- the kernel chooses every source port, anew for every socket (RFC 5452 section 9.2), out of one range for all workers;
+- each query leaves by a socket drawn from a pool of POOL per upstream, which grows by one per query until it is full;
+- a socket that is too old, used up or retired leaves the pool, and is closed when nobody waits on it any more;
+- the address and port of every open socket are known: a query that comes from one of them is our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from canal_dns.dns.inflight import Channel
+from canal_dns.dns.upstreams import Upstream
+from canal_dns.settings import Endpoint
+
+POOL = 256
+"""Sockets per upstream, at least 64 by RFC 5452 section 10; one octet of randomness draws one of them."""
+MAX_LEAVING = 768
+"""Sockets per upstream that may be left over from the pool; above it the oldest is closed, whoever waits on it."""
+
+Address = tuple[str, int]
+
+
+class UdpChannel(Channel):
+    """A connected socket."""
+
+    __slots__ = ("local", "recv", "send", "sock")
+
+    def __init__(self, upstream: Upstream, now: float) -> None:
+        """Raises OSError if there is no socket or no route."""
+        super().__init__(upstream, now, stream=False)
+        self.sock = connect(upstream.endpoint)
+        self.local: Address = self.sock.getsockname()[:2]
+        self.send = self.sock.send
+        self.recv = self.sock.recv
+
+
+def connect(endpoint: Endpoint) -> socket.socket:
+    """A non-blocking socket that takes datagrams from this address and port only. Raises OSError."""
+    sock = socket.socket(socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect((endpoint.host, endpoint.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class UdpChannels:
+    """All UDP sockets of one process towards its upstreams."""
+
+    def __init__(self, readable: Callable[[UdpChannel], None], own: set[Address]) -> None:
+        """`readable(channel)` is called when a socket has something; `own` is kept equal to the local addresses."""
+        self._loop = asyncio.get_running_loop()
+        self._readable = readable
+        self._own = own
+        self._pools: dict[Upstream, list[UdpChannel]] = {}
+        self._leaving: dict[Upstream, list[UdpChannel]] = {}
+        self._draws = b""
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        """Open sockets."""
+        return sum(len(channels) for pools in (self._pools, self._leaving) for channels in pools.values())
+
+    def take(self, upstream: Upstream, now: float) -> UdpChannel:
+        """A channel for one query. Raises OSError if there is none and none can be opened."""
+        pool = self._pools.get(upstream)
+        if pool is None:
+            pool = self._pools[upstream] = []
+        if len(pool) < POOL:
+            return self._grow(pool, upstream, now)
+        if self._drawn == len(self._draws):
+            self._draws = os.urandom(4096)
+            self._drawn = 0
+        at = self._draws[self._drawn]
+        self._drawn += 1
+        channel = pool[at]
+        if not channel.usable(now):
+            self._leave(channel)
+            pool[at] = pool[-1]
+            pool.pop()
+            return self._grow(pool, upstream, now)
+        return channel
+
+    def single(self, upstream: Upstream, now: float) -> UdpChannel:
+        """A channel for one query only: a probe must not share the fate of an old socket. Raises OSError."""
+        channel = self._open(upstream, now)
+        self._leave(channel)
+        return channel
+
+    def drop(self, upstream: Upstream) -> None:
+        """The upstream gets no queries any more."""
+        for channel in self._pools.pop(upstream, ()):
+            self._leave(channel)
+
+    def sweep(self, now: float) -> None:
+        """Close what has served its time."""
+        for pool in self._pools.values():
+            old = [channel for channel in pool if not channel.usable(now)]
+            if old:
+                pool[:] = [channel for channel in pool if channel.usable(now)]
+                for channel in old:
+                    self._leave(channel)
+        for upstream, leaving in list(self._leaving.items()):
+            self._leaving[upstream] = [channel for channel in leaving if not self._close_idle(channel)]
+            if not self._leaving[upstream]:
+                del self._leaving[upstream]
+
+    def close(self) -> None:
+        """Close every socket, whoever waits."""
+        for channels in (*self._pools.values(), *self._leaving.values()):
+            for channel in channels:
+                self._close(channel)
+        self._pools.clear()
+        self._leaving.clear()
+
+    def _grow(self, pool: list[UdpChannel], upstream: Upstream, now: float) -> UdpChannel:
+        try:
+            channel = self._open(upstream, now)
+        except OSError:
+            # Better a port that was used before than no query at all: the process may be out of descriptors.
+            for channel in pool:
+                if channel.usable(now):
+                    return channel
+            raise
+        pool.append(channel)
+        return channel
+
+    def _open(self, upstream: Upstream, now: float) -> UdpChannel:
+        channel = UdpChannel(upstream, now)
+        self._own.add(channel.local)
+        self._loop.add_reader(channel.sock.fileno(), self._readable, channel)
+        return channel
+
+    def _leave(self, channel: UdpChannel) -> None:
+        channel.retired = True
+        leaving = self._leaving.setdefault(channel.upstream, [])
+        leaving.append(channel)
+        if len(leaving) > MAX_LEAVING:
+            leaving[:] = [channel for channel in leaving if not self._close_idle(channel)]
+            if len(leaving) > MAX_LEAVING:
+                self._close(leaving.pop(0))
+
+    def _close_idle(self, channel: UdpChannel) -> bool:
+        if channel.waiting:
+            return False
+        self._close(channel)
+        return True
+
+    def _close(self, channel: UdpChannel) -> None:
+        self._own.discard(channel.local)
+        self._loop.remove_reader(channel.sock.fileno())
+        channel.sock.close()
