@@ -122,7 +122,7 @@ def texts(section: list[dns.rrset.RRset]) -> list[str]:
 
 def read(data: bytes) -> dns.message.Message:
     """By dnspython, which is strict: no octet left over, every record of its type's form."""
-    return dns.message.from_wire(data, one_rr_per_rrset=False)
+    return dns.message.from_wire(data, one_rr_per_rrset=True)
 
 
 labels = st.binary(min_size=1, max_size=63)
