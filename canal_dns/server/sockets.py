@@ -26,6 +26,8 @@ Control = Sequence[tuple[int, int, bytes]]
 
 BUFFER = 4 << 20
 """Octets asked for in each direction of a UDP socket: half a second of a flood, as far as net.core.rmem_max allows."""
+STREAM_BUFFER = 128 << 10
+"""Octets in each direction of a connection: without it the kernel would keep up to 10 MiB for a client that reads nothing."""
 BACKLOG = 1024
 """Connections that may wait for accept."""
 
@@ -75,6 +77,8 @@ def open_tcp(endpoint: Endpoint, *, shared: bool) -> socket.socket:
         sock = undo.enter_context(socket.socket(_family(endpoint), socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         # Connections of the process before us may linger in TIME_WAIT; a socket that listens still makes bind fail.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, STREAM_BUFFER)
         _bind(sock, endpoint, shared=shared)
         sock.listen(BACKLOG)
         undo.pop_all()

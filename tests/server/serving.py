@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from canal_dns.dns import names
@@ -48,17 +48,17 @@ def is_vip(reply: bytes, vip: bytes = VIP) -> bool:
 def settings(
     *upstreams: Endpoint,
     listen: tuple[Endpoint, ...] = (LOOPBACK,),
-    tcp: TcpSettings = TcpSettings(),
-    access: AccessSettings = AccessSettings(),
-    log: LogSettings = LogSettings(),
+    tcp: TcpSettings | None = None,
+    access: AccessSettings | None = None,
+    log: LogSettings | None = None,
     **forward: Any,
 ) -> Settings:
     return Settings(
         source=SourceSettings("nowhere"),
-        listen=ListenSettings(addresses=listen, tcp=tcp),
+        listen=ListenSettings(addresses=listen, tcp=tcp or TcpSettings()),
         forward=ForwardSettings(upstreams=upstreams, **forward),
-        access=access,
-        log=log,
+        access=access or AccessSettings(),
+        log=log or LogSettings(),
     )
 
 
@@ -177,4 +177,4 @@ async def connected(endpoint: Endpoint, host: str = "") -> AsyncIterator[TcpClie
 
 def descriptors() -> int:
     """Open files of this process."""
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -1,0 +1,369 @@
+"""TCP on real sockets, named after tests/conformance/cases.json where a case is behind it; the limits are short here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import os
+import resource
+import socket
+import time
+
+import pytest
+
+from canal_dns.server.connection import Connection
+from canal_dns.server.wheel import Wheel
+from canal_dns.settings import AccessSettings, Endpoint, TcpSettings
+from tests.server.scripted import Ask, by_name, eventually, message, record, silent
+from tests.server.serving import (
+    VIP,
+    Running,
+    TcpClient,
+    ask,
+    connected,
+    descriptors,
+    is_vip,
+    query,
+    rcode,
+    serving,
+)
+
+LOOPBACK_NET = ipaddress.ip_network("127.0.0.0/8")
+
+
+def limits(**changed: float) -> TcpSettings:
+    return TcpSettings(**changed)  # type: ignore[arg-type]
+
+
+def upstream_sockets(running: Running) -> int:
+    """Those the forwarder keeps for a while, whoever's query they were for."""
+    return len(running.service._forwarder._udp)
+
+
+async def test_hdr_01_a_bound_name() -> None:
+    async with serving(silent) as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        assert running.counted("canal_dns_requests_total", "tcp", "A") == 1
+        assert running.counted("canal_dns_tcp_connections") == 1
+
+
+async def test_a_message_may_come_in_any_pieces() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        packet = query()
+        for octet in len(packet).to_bytes(2, "big") + packet:
+            client.writer.write(bytes([octet]))
+            await asyncio.sleep(0)
+        assert is_vip(await client.read())
+
+
+async def test_tcp_03_pipelined_and_out_of_order() -> None:
+    held: list[Ask] = []
+    async with serving(by_name({"slow.up.test.": held.append})) as running, connected(running.endpoint) as client:
+        client.write(query("slow.up.test", ident=0), *(query(ident=ident) for ident in range(1, 25)))
+        first = [await client.read() for _ in range(24)]
+        assert [int.from_bytes(one[:2], "big") for one in first] == list(range(1, 25))
+        assert all(map(is_vip, first))
+        held[0].reply()
+        assert (await client.read())[:2] == b"\0\0"
+
+
+async def test_replies_to_one_read_are_one_write() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        client.write(*(query(ident=ident) for ident in range(10)))
+        assert len(await client.reader.read(65_535)) == 10 * (2 + len(await ask(running.endpoint, query())))
+
+
+async def test_tcp_05_a_message_cut_off_by_fin() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        client.writer.write(bytes.fromhex("001d1a2b0100000100000000"))
+        client.writer.write_eof()
+        assert await client.closed()
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+
+
+async def test_tcp_06_a_frame_of_no_octets_closes() -> None:
+    async with serving() as running:
+        async with connected(running.endpoint) as client:
+            client.writer.write(b"\0\0")
+            assert await client.closed()
+        async with connected(running.endpoint) as client:
+            client.write(query(), b"")
+            assert is_vip(await client.read())
+            assert await client.closed()
+        assert running.counted("canal_dns_tcp_closed_total", "garbage") == 2
+
+
+@pytest.mark.parametrize("garbage", [b"0123456789a", query(flags=0x8100)], ids=["TCP-07 short", "HDR-14 a response"])
+async def test_what_is_no_query_closes_after_what_was_answered(garbage: bytes) -> None:
+    async with serving() as running:
+        async with connected(running.endpoint) as client:
+            assert is_vip(await client.ask(query()))
+            client.write(query(ident=7), garbage, query(ident=8))
+            assert (await client.read())[:2] == b"\0\7"
+            assert await client.closed()
+        async with connected(running.endpoint) as client:
+            assert is_vip(await client.ask(query()))
+
+
+async def test_tcp_09_nothing_is_said() -> None:
+    async with serving(tcp=limits(first_byte=0.2)) as running, connected(running.endpoint) as client:
+        began = time.monotonic()
+        assert await client.closed()
+        assert 0.2 <= time.monotonic() - began < 0.6
+        assert running.counted("canal_dns_tcp_closed_total", "first-byte") == 1
+
+
+async def test_tcp_10_idle_begins_after_the_last_reply() -> None:
+    async with serving(tcp=limits(idle=0.4)) as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        await asyncio.sleep(0.25)
+        assert is_vip(await client.ask(query()))
+        began = time.monotonic()
+        assert await client.closed()
+        assert 0.35 <= time.monotonic() - began < 0.8
+        assert running.counted("canal_dns_tcp_closed_total", "idle") == 1
+
+
+async def test_tcp_11_slow_loris() -> None:
+    async with serving(tcp=limits(message=0.5, idle=20, first_byte=20)) as running, connected(running.endpoint) as client:
+        began = time.monotonic()
+        client.writer.write(b"\xff\xff")
+        closed = asyncio.ensure_future(client.closed())
+        while not closed.done():
+            client.writer.write(b"a")
+            await asyncio.sleep(0.02)
+        assert closed.result()
+        assert 0.45 <= time.monotonic() - began < 1.0
+        assert running.counted("canal_dns_tcp_closed_total", "message") == 1
+        assert is_vip(await ask(running.endpoint, query()))
+
+
+async def test_tcp_12_half_close() -> None:
+    held: list[Ask] = []
+    async with serving(held.append) as running, connected(running.endpoint) as client:
+        client.write(query("slow.up.test", ident=3))
+        client.writer.write_eof()
+        await eventually(lambda: len(held) == 1)
+        held[0].reply()
+        assert (await client.read())[:2] == b"\0\3"
+        assert await client.closed()
+
+
+async def test_tcp_13_resets_leave_nothing_behind() -> None:
+    async with serving(lambda ask: ask.later(0.01, ask.reply)) as running:
+        async with connected(running.endpoint) as client:
+            await client.ask(query("a.up.test"))
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        gc.collect()
+        files, tasks = descriptors() - upstream_sockets(running), len(asyncio.all_tasks())
+        for round_ in range(50):
+            clients = [TcpClient(*await asyncio.open_connection("127.0.0.1", running.endpoint.port)) for _ in range(20)]
+            for number, client in enumerate(clients):
+                client.write(*(query(f"n{round_}-{number}-{one}.up.test") for one in range(3)))
+                await asyncio.sleep(0)
+                client.reset()
+            await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        await eventually(lambda: running.service._intake.waiting == 0)
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
+        gc.collect()
+        assert descriptors() - upstream_sockets(running) <= files
+        assert not [one for one in gc.get_objects() if type(one) is Connection]
+        assert is_vip(await ask(running.endpoint, query()))
+
+
+async def test_tcp_14_connections_of_one_client() -> None:
+    async with serving(tcp=limits(connections_per_client=5)) as running, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(running.endpoint)) for _ in range(6)]
+        for client in clients:
+            client.write(query())
+        answers = await asyncio.gather(*(client.read() for client in clients), return_exceptions=True)
+        assert sum(isinstance(one, bytes) for one in answers) == 5
+        assert running.counted("canal_dns_tcp_closed_total", "client-connections") == 1
+        assert is_vip(await ask(running.endpoint, query()))
+        async with connected(running.endpoint, "127.0.0.9") as other:
+            assert is_vip(await other.ask(query()))
+        for client in clients:
+            client.writer.close()
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        async with connected(running.endpoint) as client:
+            assert is_vip(await client.ask(query()))
+
+
+async def test_peers_may_have_any_number_of_connections() -> None:
+    access = AccessSettings(peers=(LOOPBACK_NET,))
+    async with serving(tcp=limits(connections_per_client=2), access=access) as running, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(running.endpoint)) for _ in range(5)]
+        assert all([is_vip(await client.ask(query())) for client in clients])
+
+
+async def test_connections_in_all_and_idle_time_shrinks_when_crowded() -> None:
+    settings = limits(connections=10, connections_per_client=100, idle=2.0)
+    async with serving(tcp=settings) as running, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(running.endpoint)) for _ in range(10)]
+        assert all([is_vip(await client.ask(query())) for client in clients])
+        async with connected(running.endpoint) as extra:
+            assert await extra.closed()
+        assert running.counted("canal_dns_tcp_closed_total", "connections") == 1
+        # At 90 % an idle connection lasts a tenth of the time: room is made for others.
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") < 9, 1.0)
+        async with connected(running.endpoint) as client:
+            assert is_vip(await client.ask(query()))
+
+
+async def test_queries_per_connection() -> None:
+    async with serving(tcp=limits(queries_per_connection=5)) as running, connected(running.endpoint) as client:
+        client.write(*(query(ident=ident) for ident in range(8)))
+        assert [(await client.read())[:2] for _ in range(5)] == [ident.to_bytes(2, "big") for ident in range(5)]
+        assert await client.closed()
+        assert running.counted("canal_dns_tcp_closed_total", "queries") == 1
+
+
+async def test_the_last_query_may_be_a_forwarded_one() -> None:
+    held: list[Ask] = []
+    async with serving(held.append, tcp=limits(queries_per_connection=2)) as running, connected(running.endpoint) as client:
+        client.write(query("slow.up.test", ident=1), query(ident=2))
+        assert is_vip(await client.read())
+        held[0].reply()
+        assert (await client.read())[:2] == b"\0\1"
+        assert await client.closed()
+
+
+async def test_tcp_17_a_client_that_reads_nothing() -> None:
+    big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
+
+    def script(ask: Ask) -> None:
+        ask.write(message(ask.packet, *big)) if ask.stream else ask.write(message(ask.packet, tc=True))
+
+    async with serving(script, tcp=limits(write=0.6, in_flight=5)) as running:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", running.endpoint.port))
+            frames = [query(f"big{number}.up.test", ident=number) for number in range(28)]
+            await loop.sock_sendall(sock, b"".join(len(one).to_bytes(2, "big") + one for one in frames))
+            await eventually(lambda: running.counted("canal_dns_tcp_closed_total", "write") == 1)
+            await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        # What could not be written held back what was asked.
+        assert len(running.upstream.tcp) < 28
+        assert is_vip(await ask(running.endpoint, query()))
+
+
+async def test_a_client_that_reads_slowly_gets_everything() -> None:
+    big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
+
+    def script(ask: Ask) -> None:
+        ask.write(message(ask.packet, *big)) if ask.stream else ask.write(message(ask.packet, tc=True))
+
+    async with serving(script, tcp=limits(write=0.5)) as running, connected(running.endpoint) as client:
+        client.write(*(query(f"big{number}.up.test", ident=number) for number in range(28)))
+        seen = set()
+        for _ in range(28):
+            seen.add((await client.read())[:2])
+            await asyncio.sleep(0.03)
+        assert len(seen) == 28
+
+
+async def test_tcp_21_in_flight_per_connection() -> None:
+    waiting: list[Ask] = []
+    most = 0
+
+    def script(ask: Ask) -> None:
+        nonlocal most
+        waiting.append(ask)
+        most = max(most, len(waiting))
+        asyncio.get_running_loop().call_later(0.005, answer)
+
+    def answer() -> None:
+        waiting.pop(0).reply()
+
+    async with serving(script, tcp=limits(in_flight=10)) as running, connected(running.endpoint) as client:
+        client.write(*(query(f"n{ident}.up.test", ident=ident) for ident in range(100)))
+        idents = {int.from_bytes((await client.read())[:2], "big") for _ in range(100)}
+        assert idents == set(range(100))
+        assert most == 10
+
+
+async def test_what_comes_after_a_full_window_waits_for_room() -> None:
+    held: list[Ask] = []
+    async with serving(held.append, tcp=limits(in_flight=2)) as running, connected(running.endpoint) as client:
+        client.write(query("a.up.test", ident=1), query("b.up.test", ident=2), query(ident=3))
+        await eventually(lambda: len(held) == 2)
+        held[1].reply()
+        assert (await client.read())[:2] == b"\0\2"
+        assert is_vip(await client.read())
+        held[0].reply()
+        assert (await client.read())[:2] == b"\0\1"
+
+
+async def test_a_refused_client_is_told() -> None:
+    async with serving(access=AccessSettings(allow=())) as running, connected(running.endpoint) as client:
+        assert rcode(await client.ask(query())) == 5
+
+
+async def test_p4_without_descriptors_accepting_pauses() -> None:
+    async with serving() as running:
+        held = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as client:
+            client.setblocking(False)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
+            try:
+                while True:
+                    try:
+                        held.append(os.dup(0))
+                    except OSError:
+                        break
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", running.endpoint.port))
+                await eventually(lambda: running.counted("canal_dns_tcp_accept_errors_total", "EMFILE") == 1)
+                began = time.process_time()
+                await asyncio.sleep(0.15)
+                assert time.process_time() - began < 0.05
+            finally:
+                for one in held:
+                    os.close(one)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            packet = query()
+            await asyncio.get_running_loop().sock_sendall(client, len(packet).to_bytes(2, "big") + packet)
+            reply = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 512), 2)
+            assert reply.endswith(VIP)
+
+
+async def test_limits_change_under_open_connections() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        await running.reconfigure(tcp=limits(idle=0.2))
+        assert await client.closed()
+
+
+async def test_ipv6() -> None:
+    async with serving(listen=(Endpoint("::1", 0),)) as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        assert is_vip(await ask(running.endpoint, query()))
+
+
+class _Item:
+    slot = -1
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.asked: list[float] = []
+
+    def due(self, now: float) -> float:
+        self.asked.append(now)
+        return self.at
+
+
+async def test_the_wheel_asks_when_due_and_rests_when_empty() -> None:
+    wheel = Wheel(0.1)
+    item = _Item(float("inf"))
+    wheel.add(item)
+    await eventually(lambda: len(item.asked) >= 3)
+    assert all(0.05 < after - before < 0.3 for before, after in zip(item.asked, item.asked[1:], strict=False))
+    wheel.discard(item)
+    asked = len(item.asked)
+    await asyncio.sleep(0.15)
+    assert len(item.asked) == asked
+    assert wheel._timer is None
