@@ -160,15 +160,12 @@ def decide(
     packet: bytes, address: str, port: int, stream: bool, table: AnswerTable | None, gate: Gate, now: float
 ) -> Reply | Forward | Drop:
     """Judge one packet from `address` (text, as the kernel gives it) and `port`; `table` None: nothing is bound yet."""
-    if len(packet) < HEADER:
-        return Drop("short")
-    if packet[2] & 0x80:
-        return Drop("response")
-    if port in DROPPED_PORTS:
-        return Drop("source-port")
-    verdict = gate.verdict(address, stream=stream, now=now)
-    if verdict is not Verdict.PASS:
-        return _turned_away(packet, verdict, stream, table, gate, now)
+    if len(packet) >= HEADER and not packet[2] & 0x80:  # else parse_query() has it dropped, whoever sent it
+        if port in DROPPED_PORTS:
+            return Drop("source-port")
+        verdict = gate.verdict(address, stream=stream, now=now)
+        if verdict is not Verdict.PASS:
+            return _turned_away(packet, verdict, stream, table, gate, now)
     query = parse_query(packet, stream=stream)
     if isinstance(query, Fault):
         return _error(packet, query, stream, gate, now)

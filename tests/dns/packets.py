@@ -100,7 +100,6 @@ def upstream_reply(
     """What an upstream sends back, in dnspython's encoding: lines are (name, ttl, type, data)."""
     message = dns.message.Message(id=0x4242)
     message.flags = dns.flags.from_text(flags)
-    message.set_rcode(dns.rcode.from_text(rcode))
     message.question.append(
         dns.rrset.RRset(dns.name.from_wire(query.question, 0)[0], dns.rdataclass.IN, dns.rdatatype.RdataType.make(query.qtype))
     )
@@ -112,6 +111,7 @@ def upstream_reply(
             known.update(rrset)
     if edns:
         message.use_edns(0, 0, 1232)
+    message.set_rcode(dns.rcode.from_text(rcode))
     return message.to_wire(max_size=65535)
 
 
