@@ -15,7 +15,6 @@ import json
 import logging
 import platform
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 from canal_dns import __version__
 from canal_dns.admin import Admin, Endpoints
-from canal_dns.app import cpus, loop
+from canal_dns.app import cpus, loop, worker
 from canal_dns.app.config import Configuration
 from canal_dns.app.feed import Feed
 from canal_dns.app.logs import Logs
@@ -33,7 +32,7 @@ from canal_dns.mesh import report
 from canal_dns.metrics import Counters, merge
 from canal_dns.server import batch
 from canal_dns.server.service import DataPlane, PacketService
-from canal_dns.server.workers import WorkerPool, run_worker
+from canal_dns.server.workers import WorkerPool
 from canal_dns.settings import Endpoint, LogSettings, Settings
 
 log = logging.getLogger("canal_dns.app")
@@ -46,22 +45,12 @@ STOP_TIMEOUT = 5.0
 """Seconds for what is in flight after the lameduck."""
 
 
-def worker_main(fd: int) -> None:
-    """The whole life of a worker process."""
-    run_worker(fd, loop.new_event_loop)
-
-
-def worker_argv(fd: int) -> list[str]:
-    """The command of a worker process that is given the socket `fd`."""
-    return [sys.executable, "-c", f"from canal_dns.app.control import worker_main; worker_main({fd})"]
-
-
 def data_plane(settings: Settings) -> DataPlane:
     """Worker processes, or everything in this one."""
     workers = cpus.usable() if settings.listen.workers is None else settings.listen.workers
     if workers == 0:
         return PacketService(settings)
-    return WorkerPool(settings, workers, worker_argv)
+    return WorkerPool(settings, workers, worker.argv)
 
 
 async def serve(config: Configuration, settings: Settings) -> int:
@@ -318,6 +307,11 @@ class Control:
         await admin.start()
         return admin
 
+    @property
+    def admin_address(self) -> Endpoint | None:
+        """Where the admin endpoints listen, with the port that the kernel chose for 0; None: nowhere."""
+        return self._admin.address if self._admin else None
+
     def not_ready(self) -> list[str]:
         """Why `/ready` says 503; empty: it says 200."""
         reasons = []
@@ -380,5 +374,5 @@ class Control:
         reasons = Counter(one.reason.value for one in report.skipped(self.feed.result, self.feed.view))
         text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         self._announce(f"{self.publisher.live} names bound, {reasons.total()} skipped" + (f" ({text})" if text else ""))
-        if self.settings.health.admin is not None:
-            self._announce(f"bindings and reasons: http://{self.settings.health.admin}/bindings")
+        if self._admin is not None:
+            self._announce(f"bindings and reasons: http://{self._admin.address}/bindings")

@@ -132,8 +132,8 @@ async def _present(control: Control, chosen: Plan, upstream: Endpoint, show: Sho
     show.line(f"Edit {chosen.manifests} and ask again: the answers follow within a second. Why a name is (not) bound:")
     for name in [*sorted(control.feed.result.bound)[:1], *sorted(control.feed.result.skipped)[:1]]:
         show.line(f"$ canal-dns explain {name} --manifests {chosen.manifests}")
-    if control.settings.health.admin is not None:
-        show.line(f"$ curl http://{control.settings.health.admin}/bindings")
+    if control.admin_address is not None:
+        show.line(f"$ curl http://{control.admin_address}/bindings")
     show.line()
     show.line("Ctrl-C ends it.")
     return True
