@@ -1,0 +1,183 @@
+"""One contender running: started on its core in a folder of its own, ready when it gives the right answer, stopped at the end.
+
+Rules of this file:
+- ready means: a query was answered with the address that the scenario expects; never a pause and a hope;
+- a server is its process and all that descend from it: CPU time and memory are their sum;
+- what it writes goes to a file in its folder, whose last lines are shown when it fails;
+- only processes started here are stopped here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.contenders.base import Contender, Site
+from benchmarks.errors import BenchError
+from benchmarks.machine import cpu_seconds, family, pinned, resident_kib
+from benchmarks.scenarios import Scenario
+from canal_dns.dns import names
+
+START_LIMIT = 20.0
+"""Seconds until the first right answer: ample for every contender, CoreDNS with 1,000 rewrite lines included."""
+STOP_LIMIT = 5.0
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses now, on UDP and on TCP."""
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind(("127.0.0.1", 0))
+            port: int = udp.getsockname()[1]
+            with contextlib.suppress(OSError):
+                tcp.bind(("127.0.0.1", port))
+                return port
+    raise BenchError("no free port on 127.0.0.1")
+
+
+def ask(port: int, name: str, timeout: float) -> tuple[int, bytes | None]:
+    """(rcode, the first A record's four octets or None) of one query. Raises OSError when nobody answers."""
+    packet = struct.pack("!6H", 0x2A2A, 0x0100, 1, 0, 0, 0) + names.from_text(name) + struct.pack("!2H", 1, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout)
+        client.connect(("127.0.0.1", port))
+        client.send(packet)
+        reply = client.recv(4096)
+    if len(reply) < len(packet) or reply[:2] != packet[:2]:
+        return -1, None
+    return reply[3] & 15, _first_address(reply, len(packet))
+
+
+def _first_address(reply: bytes, at: int) -> bytes | None:
+    for _ in range(struct.unpack_from("!H", reply, 6)[0]):
+        while (length := reply[at]) and length < 0xC0:
+            at += 1 + length
+        at += 2 if length else 1
+        kind, _class, _ttl, size = struct.unpack_from("!HHIH", reply, at)
+        at += 10
+        if kind == 1:
+            return reply[at : at + size]
+        at += size
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a server has used so far. `cpu`: seconds, all its processes; `pids`: they must be the same at both ends of a run."""
+
+    cpu: float
+    pids: tuple[int, ...]
+
+
+class Server:
+    """A started contender. `close` stops it."""
+
+    def __init__(self, contender: Contender, site: Site, core: int) -> None:
+        self.contender = contender
+        self.site = site
+        self.core = core
+        self._log = site.folder / "output"
+        argv = contender.write(site)
+        environment = {**os.environ, **contender.environment}
+        with self._log.open("wb") as out, pinned(core):
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=_working_folder(contender, site)
+            )
+
+    @property
+    def label(self) -> str:
+        return f"{self.contender.key} ({self.site.scenario.name})"
+
+    def wait_until_ready(self) -> None:
+        """Returns when three names were answered rightly. Raises BenchError when it ends before, or takes too long."""
+        ends = time.monotonic() + START_LIMIT
+        expected = self.contender.addresses(self.site.scenario)
+        all_names = list(expected)
+        waiting = [all_names[0], all_names[len(all_names) // 2], all_names[-1]]
+        got = "no answer"
+        while waiting:
+            name = waiting[0]
+            right = socket.inet_aton(expected[name])
+            with contextlib.suppress(OSError):
+                rcode, address = ask(self.site.port, name, 0.5)
+                got = f"rcode {rcode}, address {socket.inet_ntoa(address) if address else 'none'} for {name}"
+                if rcode == 0 and address == right:
+                    waiting.pop(0)
+                    continue
+            if time.monotonic() > ends:
+                raise BenchError(f"{self.label}: no right answer in {START_LIMIT:.0f} s ({got}){self._last_words()}")
+            # The wait between two attempts doubles as the watch for its end.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(0.02)
+                raise BenchError(f"{self.label}: ended with code {code} before it answered{self._last_words()}")
+
+    def usage(self) -> Usage:
+        pids = family(self._process.pid)
+        return Usage(sum(map(cpu_seconds, pids)), pids)
+
+    def resident_kib(self) -> int:
+        return sum(map(resident_kib, family(self._process.pid)))
+
+    def close(self) -> None:
+        """SIGTERM, then SIGKILL; descendants that outlive it get that, too. Returns when all of them have ended."""
+        with contextlib.ExitStack() as stack:
+            descendants = [stack.enter_context(_held(pid)) for pid in family(self._process.pid)[1:]]
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_LIMIT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            for handle in descendants:
+                if handle is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    select.select([handle], [], [], STOP_LIMIT)
+
+    def _last_words(self) -> str:
+        text = self._log.read_text(errors="replace").strip().splitlines()[-3:]
+        return f"; it said: {' / '.join(text)[:400]}" if text else ""
+
+
+def _working_folder(contender: Contender, site: Site) -> Path:
+    # The package under test may be one that is not installed but lies beside this one.
+    return Path(__file__).parents[1] if contender.key == "canal-dns" else site.folder
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Iterator[int | None]:
+    """A handle of a process, which means this one for ever, whoever gets its number later; None when it has ended."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def running(
+    contender: Contender, binary: Path, scenario: Scenario, folder: Path, core: int, upstream_port: int
+) -> Iterator[Server]:
+    """A contender that answers, and is stopped afterwards."""
+    folder.mkdir(parents=True)
+    site = Site(folder, binary, free_port(), upstream_port, scenario, getpass.getuser())
+    server = Server(contender, site, core)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.close()
