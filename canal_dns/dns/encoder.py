@@ -10,7 +10,6 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
 
@@ -47,8 +46,7 @@ def made(section: int, owner: bytes, rtype: int, ttl: int, data: bytes) -> Entry
     return Entry(section, owner, rtype, IN, ttl, [(data, False)])
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """What follows the question of a message, without an OPT record."""
 
     counts: tuple[int, int, int]

@@ -48,7 +48,8 @@ _LAYOUT: dict[int, tuple[int, int, int | None]] = {
 """Types in whose data a receiver must expect compressed names (RFC 3597 section 4; DNAME: RFC 6672 section 2.5): octets
 before the names, number of names, octets behind them (None: any number). NAPTR has three texts behind its 4 octets."""
 
-_SIZE = {Type.A: 4, Type.AAAA: 16}
+_SIZE = {int(Type.A): 4, int(Type.AAAA): 16}
+_OPT, _NAPTR = int(Type.OPT), int(Type.NAPTR)
 
 
 class Record(NamedTuple):
@@ -75,6 +76,8 @@ class Scan:
     records: tuple[Record, ...]
     """Of all sections, in order, without the OPT record."""
     opt: Record | None
+    types: frozenset[int]
+    """Of these records."""
     names: dict[int, bytes]
     """Names in full by the offset at which they begin; only read after the pass."""
 
@@ -102,8 +105,9 @@ def _scan(packet: bytes) -> Scan:
     questions, *counts = _counts.unpack_from(packet, 4)
     names: dict[int, bytes] = {}
     at = HEADER
+    asked = b""
     if questions == 1:
-        _, at = _read_name(packet, at, names)
+        asked, at = _read_name(packet, at, names)
         at += 4
     elif questions:
         raise WireError("more than one question")
@@ -113,14 +117,18 @@ def _scan(packet: bytes) -> Scan:
     for section, count in enumerate(counts):
         for _ in range(count):
             start = at
-            owner, at = _read_name(packet, at, names)
+            if asked and packet[at] == 0xC0 and packet[at + 1] == HEADER:
+                owner = names[start] = asked  # what most owners are, spared a call
+                at += 2
+            else:
+                owner, at = _read_name(packet, at, names)
             rtype, rclass, ttl, length = _fields.unpack_from(packet, at)
             data = at + 10
             at = data + length
             if at > size:
                 raise WireError("RDATA beyond the end")
             record = Record(section, start, owner, rtype, rclass, ttl, data, at)
-            if rtype == Type.OPT:
+            if rtype == _OPT:
                 if opt is not None or section != ADDITIONAL or owner != ROOT:
                     raise WireError("an OPT record where none may be")
                 opt = record
@@ -133,14 +141,14 @@ def _scan(packet: bytes) -> Scan:
             records.append(record)
     if at != size:
         raise WireError("octets left over")
-    return Scan(packet, tuple(records), opt, names)
+    return Scan(packet, tuple(records), opt, frozenset([record.rtype for record in records]), names)
 
 
 def _pieces(packet: bytes, rtype: int, at: int, end: int, names: dict[int, bytes]) -> Iterator[tuple[bytes, bool]]:
     before, count, after = _LAYOUT[rtype]
     start = at
     at += before
-    if rtype == Type.NAPTR:
+    if rtype == _NAPTR:
         for _ in range(3):
             at += 1 + packet[at]
     yield packet[start:at], False

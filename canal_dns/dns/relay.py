@@ -19,7 +19,7 @@ from canal_dns.dns.scrub import Scrubbed, concerns, scrub
 from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import AA, AD, HEADER, MAX_STREAM, TC, Query, opt_record, plain_reply, reply_flags, servfail
 
-_DNSSEC = frozenset({Type.RRSIG, Type.NSEC, Type.NSEC3, Type.DNSKEY, Type.DS})
+_DNSSEC = frozenset(map(int, (Type.RRSIG, Type.NSEC, Type.NSEC3, Type.DNSKEY, Type.DS)))
 """Records that only a client with DO=1 gets unasked (RFC 4035 section 3.2.1)."""
 
 _head = Struct(">HHHHHH")
@@ -69,13 +69,13 @@ def _failure(query: Query) -> Relayed:
 
 def _body(query: Query, found: Scan, changed: Scrubbed | None, counts: list[int]) -> Body:
     """The records for this client: the octets as they came wherever that is possible."""
-    unwanted = frozenset() if query.do or query.qtype == Type.ANY else _DNSSEC - {query.qtype}
+    unwanted = _unwanted(query)
     if changed is not None:
         return encode(query.question, [entry for entry in changed.entries if entry.rtype not in unwanted])
     opt = found.opt
     end = len(found.packet) if opt is None else opt.start
     opt_is_last = opt is None or opt.end == len(found.packet)
-    if not opt_is_last or (unwanted and any(record.rtype in unwanted for record in found.records)):
+    if not opt_is_last or not unwanted.isdisjoint(found.types):
         return encode(query.question, [kept(found, record) for record in found.records if record.rtype not in unwanted])
     answers, authorities, additionals = counts
     if opt is not None:
@@ -83,6 +83,12 @@ def _body(query: Query, found: Scan, changed: Scrubbed | None, counts: list[int]
     start = HEADER + len(query.question)
     additional = found.records[-additionals].start if additionals else end
     return Body((answers, authorities, additionals), found.packet[start:end], additional - start)
+
+
+def _unwanted(query: Query) -> frozenset[int]:
+    if query.do or query.qtype == Type.ANY:
+        return frozenset()
+    return _DNSSEC - {query.qtype} if query.qtype in _DNSSEC else _DNSSEC
 
 
 def _fit(query: Query, flags: int, body: Body, opt: bytes) -> bytes | None:

@@ -41,16 +41,14 @@ DO = 0x8000
 
 _head = Struct(">HHHHHH")
 _opt = Struct(">BHHBBHH")
+_ede = Struct(">HHH")
+_OPT_PLAIN, _OPT_DO = (_opt.pack(0, Type.OPT, MAX_UDP, 0, 0, flags, 0) for flags in (0, DO))
 _EDE_OPTION = 15
 _FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
 
-_META = {
-    **dict.fromkeys(range(128, 256), Rcode.REFUSED),
-    Type.OPT: Rcode.FORMERR,
-    Type.NXNAME: Rcode.FORMERR,
-}
-"""Types that no record answers (RFC 6895 section 3.1: 128 to 255), with the code for a question that asks for them."""
-del _META[Type.ANY]
+_META = dict.fromkeys(range(128, 255), Rcode.REFUSED) | dict.fromkeys(map(int, (Type.OPT, Type.NXNAME)), Rcode.FORMERR)
+"""Types that no record answers (RFC 6895 section 3.1: 128 to 254, and 255 is ANY), with the code for a question that asks
+for one; NXNAME: RFC 9824."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +182,9 @@ def options_fit(packet: bytes, at: int) -> bool:
     return at == size
 
 
-def opt_record(*, do: bool, options: bytes = b"") -> bytes:
-    """Our own OPT record: version 0, MAX_UDP, none of the peer's options (hop by hop, RFC 6891 section 6.2.6)."""
-    return _opt.pack(0, Type.OPT, MAX_UDP, 0, 0, DO if do else 0, len(options)) + options
+def opt_record(*, do: bool) -> bytes:
+    """Our own OPT record: version 0, MAX_UDP, no option of the peer's (hop by hop, RFC 6891 section 6.2.6)."""
+    return _OPT_DO if do else _OPT_PLAIN
 
 
 def reply_flags(query: Query) -> int:
@@ -212,7 +210,7 @@ def error_reply(source: Query | bytes, rcode: int, *, ede: Ede | None = None) ->
         return _head.pack(ident, QR | kept | rcode & 15, 0, 0, 0, 0)
     opt = b""
     if source.payload is not None:
-        options = b"" if ede is None else Struct(">HHH").pack(_EDE_OPTION, 2, ede)
+        options = b"" if ede is None else _ede.pack(_EDE_OPTION, 2, ede)
         opt = _opt.pack(0, Type.OPT, MAX_UDP, rcode >> 4, 0, DO if source.do else 0, len(options)) + options
     return plain_reply(source, reply_flags(source) | rcode & 15, opt)
 
