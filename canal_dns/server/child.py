@@ -90,15 +90,20 @@ class _Worker:
         if isinstance(message, Configure):
             await self._configure(message)
         elif isinstance(message, Publish) and self._service is not None:
-            try:
-                self._service.publish(message.names, message.generation, message.serial, full=message.full)
-            except TableError as problem:
-                log.error("the answer table was not changed: %s", problem)
-            if message.full:
-                _freeze()
+            await self._publish(message, self._service)
         elif isinstance(message, Drain) and self._service is not None:
             await self._service.drain()
             self._link.send(Drained())
+
+    async def _publish(self, message: Publish, service: PacketService) -> None:
+        try:
+            if message.full:
+                await service.replace(message.names, message.generation, message.serial)
+                _freeze()
+            else:
+                service.publish(message.names, message.generation, message.serial, full=False)
+        except TableError as problem:
+            log.error("the answer table was not changed: %s", problem)
 
     async def _configure(self, message: Configure) -> None:
         settings = message.settings.settings()

@@ -31,13 +31,17 @@ class UdpListener:
         self._intake = intake
         self._loop = asyncio.get_running_loop()
         self._dropped = 0
+        self._reading = False
 
     def start(self) -> None:
+        self._reading = True
         self._loop.add_reader(self._sock.fileno(), self.on_readable)
 
     def pause(self) -> None:
         """Answer what the kernel has for us, then read no more. Replies that wait for an upstream can still be sent."""
-        if self._loop.remove_reader(self._sock.fileno()):
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock.fileno())
             for _ in range(LAST_LOOKS):
                 if not readable(self._sock):
                     return

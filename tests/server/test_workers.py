@@ -1,0 +1,336 @@
+"""Worker processes: fed, converging, killed, hung, orphaned. Each is a fresh interpreter at the end of a socketpair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from canal_dns.dns import names
+from canal_dns.dns.table import Addresses
+from canal_dns.errors import ListenError, TableError, WorkerError
+from canal_dns.server import workers
+from canal_dns.server.link import Configure, Link, WorkerSettings
+from canal_dns.server.workers import WorkerPool
+from canal_dns.settings import Endpoint, Settings
+from tests.server.scripted import Scripted, eventually
+from tests.server.serving import (
+    BOUND,
+    LOOPBACK,
+    VIP,
+    WEB,
+    ask,
+    ask_again,
+    connected,
+    is_vip,
+    query,
+    settings,
+    udp_client,
+)
+
+NEW_VIP = bytes([10, 96, 0, 201])
+NEW = {names.from_text(WEB): Addresses((NEW_VIP,), (), 5)}
+START = "from canal_dns.server.workers import run_worker; run_worker({fd}{factory})"
+
+
+def argv(fd: int) -> Sequence[str]:
+    """The command of a worker; on the loop that this test runs on."""
+    uv = "uvloop" in type(asyncio.get_running_loop()).__module__
+    return [
+        sys.executable, "-c",
+        ("import uvloop; " if uv else "") + START.format(fd=fd, factory=", uvloop.new_event_loop" if uv else ""),
+    ]  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def pool(count: int = 2, *, bound: bool = True, **different: Any) -> AsyncIterator[WorkerPool]:
+    async with Scripted() as upstream:
+        running = WorkerPool(settings(upstream.endpoint, **different), count, argv)
+        await running.start()
+        try:
+            if bound:
+                running.publish(BOUND, 1, 1, full=True)
+            yield running
+        finally:
+            await running.stop()
+            assert running.listeners
+
+
+def pids(running: WorkerPool) -> list[int]:
+    return [slot.process.pid for slot in running._slots if slot.process is not None]
+
+
+def whole(running: WorkerPool, count: int = 2) -> bool:
+    return sum(slot.ready for slot in running._slots) == count
+
+
+async def restarts(running: WorkerPool, cause: str) -> float:
+    return (await running.counters())["canal_dns_worker_restarts_total"][(cause,)]
+
+
+async def answers(endpoint: Endpoint, count: int) -> list[bytes]:
+    """The replies to that many queries, each from a port of its own, so that every worker has its share."""
+    loop = asyncio.get_running_loop()
+    replies: list[bytes] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            sock = stack.enter_context(udp_client())
+            loop.add_reader(sock.fileno(), lambda sock=sock: replies.append(sock.recv(512)))
+            stack.callback(loop.remove_reader, sock.fileno())
+            sock.sendto(query(), (endpoint.host, endpoint.port))
+        await eventually(lambda: len(replies) == count)
+    return replies
+
+
+async def converged(endpoint: Endpoint, vip: bytes = VIP, seconds: float = 5.0) -> None:
+    """Every worker gives this answer."""
+    async with asyncio.timeout(seconds):
+        while {is_vip(reply, vip) for reply in await answers(endpoint, 100)} != {True}:
+            pass
+
+
+async def test_both_transports_are_answered_by_all_workers() -> None:
+    async with pool() as running:
+        (endpoint,) = running.listeners
+        await eventually(lambda: whole(running))
+        await converged(endpoint)
+        async with connected(endpoint) as client:
+            assert is_vip(await client.ask(query()))
+            assert (await client.ask(query("a.up.test"))).endswith(socket.inet_aton("192.0.2.1"))
+        counted = await running.counters()
+        assert counted["canal_dns_workers"][()] == 2
+        assert counted["canal_dns_requests_total"][("udp", "A")] >= 100
+        assert counted["canal_dns_requests_total"][("tcp", "A")] == 2
+        assert all(slot.counters["canal_dns_requests_total"][("udp", "A")] > 20 for slot in running._slots)
+        assert running.healthy()
+
+
+async def test_bnd_09_a_new_vip_is_everywhere_within_a_second() -> None:
+    async with pool() as running:
+        (endpoint,) = running.listeners
+        await converged(endpoint)
+        running.publish(NEW, 2, 2, full=False)
+        await converged(endpoint, NEW_VIP, 1.0)
+        for _ in range(10):
+            assert not [reply for reply in await answers(endpoint, 100) if reply.endswith(VIP)]
+
+
+async def test_p6_a_killed_worker_is_back_in_half_a_second_with_its_table() -> None:
+    async with pool() as running:
+        (endpoint,) = running.listeners
+        await answers(endpoint, 100)
+        running.publish(NEW, 2, 2, full=False)
+        before = (await running.counters())["canal_dns_requests_total"][("udp", "A")]
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGKILL)
+        died = time.monotonic()
+        await eventually(lambda: not whole(running))
+        # Meanwhile the other one answers everything.
+        assert len(await answers(endpoint, 50)) == 50
+        await eventually(lambda: whole(running))
+        took = time.monotonic() - died
+        assert victim not in pids(running)
+        await converged(endpoint, NEW_VIP)
+        assert await restarts(running, "signal") == 1
+        # Two cores and a test suite on them: the demand is 0.5 s.
+        assert took < 2.0
+        after = (await running.counters())["canal_dns_requests_total"][("udp", "A")]
+        assert after >= before
+
+
+async def test_p7_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SILENT", 1.5)
+    async with pool() as running:
+        (endpoint,) = running.listeners
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGSTOP)
+        stopped = time.monotonic()
+        # Nobody has noticed yet: its counters are still known.
+        assert (await running.counters())["canal_dns_workers"][()] == 2
+        await eventually(lambda: victim not in pids(running) and whole(running), 10)
+        assert time.monotonic() - stopped > 1.0
+        assert await restarts(running, "silent") == 1
+        assert is_vip(await ask_again(endpoint, query()))
+
+
+async def test_counters_of_the_dead_are_kept() -> None:
+    async with pool(1) as running:
+        (endpoint,) = running.listeners
+        await answers(endpoint, 40)
+        assert (await running.counters())["canal_dns_requests_total"][("udp", "A")] >= 40
+        os.kill(pids(running)[0], signal.SIGKILL)
+        await eventually(lambda: not whole(running, 1))
+        await eventually(lambda: whole(running, 1))
+        counted = await running.counters()
+        assert counted["canal_dns_requests_total"][("udp", "A")] >= 40
+        assert counted["canal_dns_tcp_connections"][()] == 0
+
+
+async def test_workers_that_die_one_after_the_other_end_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CRASHES", 3)
+    async with pool() as running:
+        failed = asyncio.create_task(running.failed())
+        for _ in range(3):
+            await eventually(lambda: whole(running))
+            assert not failed.done()
+            os.kill(pids(running)[0], signal.SIGSEGV)
+            await eventually(lambda: not whole(running))
+        with pytest.raises(WorkerError, match="3 times within 60 s"):
+            await failed
+
+
+async def test_a_command_that_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "STARTING", 1.0)
+    running = WorkerPool(settings(LOOPBACK), 1, lambda fd: [sys.executable, "-c", "pass"])
+    with pytest.raises(WorkerError):
+        await running.start()
+
+
+@pytest.mark.parametrize("transport", ["UDP", "TCP"])
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "with SO_REUSEPORT"])
+async def test_p17_a_port_in_use_is_an_error_at_once(transport: str, shared: bool) -> None:
+    kind = socket.SOCK_DGRAM if transport == "UDP" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as taken:
+        if shared:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        if transport == "TCP":
+            taken.listen()
+        endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
+        running = WorkerPool(settings(LOOPBACK, listen=(endpoint,)), 2, argv)
+        began = time.monotonic()
+        with pytest.raises(ListenError, match=rf"cannot listen on {endpoint} \({transport}\): Address already in use"):
+            await running.start()
+        assert time.monotonic() - began < 1.0
+        await running.stop()
+
+
+async def test_listeners_change_in_every_worker() -> None:
+    async with pool() as running:
+        first = running.listeners[0]
+        with udp_client() as taken:
+            bad = Endpoint("127.0.0.1", taken.getsockname()[1])
+            with pytest.raises(ListenError):
+                await running.reconfigure(listening(running, LOOPBACK, bad))
+        assert running.listeners == (first,)
+        assert len(await answers(first, 20)) == 20
+
+        other = Endpoint("127.0.0.2", 0)
+        await running.reconfigure(listening(running, LOOPBACK, other))
+        assert running.listeners[0] == first
+        second = running.listeners[1]
+        assert len(await answers(first, 20)) + len(await answers(second, 20)) == 40
+        await running.reconfigure(listening(running, other))
+        assert running.listeners == (second,)
+        assert len(await answers(second, 20)) == 20
+
+
+async def test_the_number_of_workers_changes() -> None:
+    async with pool(1) as running:
+        (endpoint,) = running.listeners
+        await running.reconfigure(listening(running, LOOPBACK, workers=3))
+        assert whole(running, 3)
+        await converged(endpoint)
+        await running.reconfigure(listening(running, LOOPBACK, workers=1))
+        await eventually(lambda: not running._retiring)
+        assert len(await answers(endpoint, 50)) == 50
+        assert await restarts(running, "exit") == 0
+
+
+def listening(running: WorkerPool, *addresses: Endpoint, workers: int | None = None) -> Settings:
+    return replace(running._settings, listen=replace(running._settings.listen, addresses=addresses, workers=workers))
+
+
+async def test_what_no_table_takes_reaches_no_worker() -> None:
+    async with pool() as running:
+        with pytest.raises(TableError):
+            running.publish({b"\3WEB\0": Addresses((VIP,), (), 5)}, 2, 2, full=False)
+        assert is_vip(await ask_again(running.listeners[0], query()))
+
+
+async def test_a_slow_worker_gets_one_full_table_instead_of_all_deltas() -> None:
+    many = {names.from_text(f"s{number}.shop.svc.cluster.local"): Addresses((VIP,), (), 5) for number in range(2000)}
+    async with pool(1) as running:
+        (slot,) = running._slots
+        (endpoint,) = running.listeners
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGSTOP)
+        generation = 1
+        while not slot.stale:
+            generation += 1
+            running.publish(many, generation, generation, full=False)
+        running.publish(NEW, generation + 1, generation + 1, full=False)
+        os.kill(victim, signal.SIGCONT)
+        await eventually(lambda: not slot.stale)
+        await converged(endpoint, NEW_VIP)
+        assert is_vip(await ask(endpoint, query("s1999.shop.svc.cluster.local")))
+
+
+async def test_drained_workers_have_answered_what_came() -> None:
+    async with pool() as running:
+        (endpoint,) = running.listeners
+        with udp_client() as sock:
+            for ident in range(20):
+                sock.sendto(query(f"n{ident}.up.test", ident=ident), (endpoint.host, endpoint.port))
+            await asyncio.sleep(0.05)
+            await running.drain()
+            assert len({sock.recv(512)[:2] for _ in range(20)}) == 20
+
+
+async def test_signals_of_a_terminal_do_not_end_a_worker() -> None:
+    async with pool(1) as running:
+        (victim,) = pids(running)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
+            os.kill(victim, number)
+        assert is_vip(await ask_again(running.listeners[0], query()))
+        assert pids(running) == [victim]
+        assert whole(running, 1)
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+async def test_an_orphan_answers_through_the_lameduck_and_exits_0(hurry: bool) -> None:
+    ours, theirs = socket.socketpair()
+    config = settings(LOOPBACK)
+    with udp_client() as probe:
+        endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
+    config = listening_on(config, endpoint, lameduck=30.0 if hurry else 1.0)
+    lost = asyncio.Event()
+    said: list[Any] = []
+    with theirs:
+        process = await asyncio.create_subprocess_exec(*argv(theirs.fileno()), pass_fds=(theirs.fileno(),))
+    link = Link(said.append, lost.set)
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+    link.send(Configure(1, WorkerSettings.of(config)))
+    await eventually(lambda: any(type(one).__name__ == "Listening" for one in said))
+    link.close()
+    await lost.wait()
+    orphaned = time.monotonic()
+    assert (await ask(endpoint, query(".", 2)))[3] & 15 == 0
+    if hurry:
+        process.terminate()
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert hurry or time.monotonic() - orphaned > 0.9
+
+
+def listening_on(config: Settings, endpoint: Endpoint, lameduck: float) -> Settings:
+    return replace(config, listen=replace(config.listen, addresses=(endpoint,), lameduck=lameduck))
+
+
+def test_a_worker_imports_no_more_than_it_needs() -> None:
+    script = "import canal_dns.server.workers, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    for heavy in (
+        "prometheus_client", "yaml", "kubernetes_asyncio", "aiohttp", "dnslib", "uvloop",
+        "canal_dns.mesh", "canal_dns.kube", "canal_dns.admin",
+    ):  # fmt: skip
+        assert heavy not in loaded
