@@ -10,18 +10,18 @@ Rules of this file:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from canal_dns.mesh.attach import Workload, attached, has_revision, workload
+from canal_dns.mesh.attach import has_revision
+from canal_dns.mesh.frame import Frame
 from canal_dns.mesh.hosts import intersection, is_wildcard, names_for_namespace, overlaps
-from canal_dns.mesh.records import Gateway, L4Route, Service
+from canal_dns.mesh.records import L4Route
 from canal_dns.mesh.routes import Built, Entry, Target, build, l4_applies, targets
 from canal_dns.mesh.rules import Resolved, Tier, live, tier
 from canal_dns.mesh.servers import Chain, Layout, Listener, Placed, layout
-from canal_dns.mesh.view import View
 from canal_dns.mesh.virtualhosts import Domains, VirtualHost
-from canal_dns.settings import BindingSettings, InternalGateway
+from canal_dns.settings import BindingSettings
 
 Order = tuple[int, float, str, str]
 """Tier, age, name, namespace: the order of a gateway's VirtualServices."""
@@ -90,23 +90,13 @@ class Contribution:
 
 
 class GatewayModel:
-    """The state of one internal gateway. `usable` is the sentence on why it has no address, or ""."""
+    """The listeners and routes of one internal gateway."""
 
-    def __init__(self, gateway: InternalGateway, view: View, settings: BindingSettings) -> None:
-        self.gateway = gateway
-        self.name = str(gateway)
+    def __init__(self, state: Frame, settings: BindingSettings) -> None:
+        self.frame = state
         self.settings = settings
-        service = view.services.get((gateway.namespace, gateway.name))
-        self.service = service
-        self.unusable = _why_unusable(self.name, service)
-        stand_in = service or Service(gateway.namespace, gateway.name)
-        self.workload: Workload = workload(gateway, stand_in, view)
-        self.ready = any(piece.ready for piece in view.slices(gateway.namespace, gateway.name))
-        self.ports = _pod_ports(stand_in, self.workload, view)
-        """TCP port of the Service -> port of the pods."""
-        self.attached: tuple[Gateway, ...] = tuple(attached(view.gateways.values(), self.workload, settings.mesh))
-        self.layout: Layout = layout(self.attached, self.ports if stand_in.selector else {})
-        self.names = frozenset(f"{one.namespace}/{one.name}" for one in self.attached)
+        self.layout: Layout = layout(state.attached, state.ports if state.translated else {})
+        self.attached = frozenset(f"{one.namespace}/{one.name}" for one in state.attached)
         self.tables: dict[str, RouteTable] = {
             name: RouteTable(name, servers, tls=servers[0].terminates_https)
             for name, servers in self.layout.route_configs.items()
@@ -125,7 +115,7 @@ class GatewayModel:
 
     def tier(self, resolved: Resolved) -> Tier | None:
         """How this gateway sees the VirtualService; None: not at all."""
-        return tier(resolved.record, self.workload.namespace, self.settings.mesh.default_virtual_service_export_to)
+        return tier(resolved.record, self.frame.workload.namespace, self.settings.mesh.default_virtual_service_export_to)
 
     def put(self, key: str, resolved: Resolved | None) -> set[str]:
         """Put a VirtualService in, replacing its former self; None: take it out. Returns the hosts touched: those of its
@@ -148,7 +138,7 @@ class GatewayModel:
 
     def _contribution(self, resolved: Resolved) -> Contribution | None:
         seen = self.tier(resolved)
-        mine = [name for name in resolved.gateways if name in self.names]
+        mine = [name for name in resolved.gateways if name in self.attached]
         if seen is None or not mine or not resolved.hosts or not has_revision(resolved.record, self.settings.mesh):
             return None
         order = (int(seen), *resolved.age)
@@ -177,7 +167,7 @@ class GatewayModel:
                 continue
             routes = built.get(placed.gateway)
             if not routes:
-                routes = build(resolved, placed.server.number, placed.gateway, self.workload)
+                routes = build(resolved, placed.server.number, placed.gateway, self.frame.workload)
                 built[placed.gateway] = routes
             for occurrence, domain in enumerate(host.lower() for host in meeting):
                 entries = made.entries.setdefault((table.name, domain), []) if routes else []
@@ -270,35 +260,8 @@ class GatewayModel:
 
     def listener(self, service_port: int) -> Listener | None:
         """What answers on a port of the gateway's Service, from outside the pods."""
-        port = self.ports.get(service_port)
+        port = self.frame.ports.get(service_port)
         return next((one for one in self.layout.listeners if one.port == port and one.reachable), None)
-
-
-def _why_unusable(name: str, service: Service | None) -> str:
-    if service is None:
-        return f"the gateway's Service {name} does not exist"
-    if service.headless:
-        return f"the gateway's Service {name} is headless: it has no address that could be answered"
-    if service.external_name:
-        return f"the gateway's Service {name} is an ExternalName: it has no address that could be answered"
-    if not service.v4 and not service.v6:
-        rejected = "; ".join(f"{address}: {why}" for address, why in service.rejected)
-        return f"the gateway's Service {name} has no usable address" + (f" ({rejected})" if rejected else " yet")
-    return ""
-
-
-def _pod_ports(service: Service, target: Workload, view: View) -> Mapping[int, int]:
-    """Where each TCP port of the Service leads: the EndpointSlice says it best, then a number, then the pods' named ports."""
-    behind = {name: port for piece in view.slices(service.namespace, service.name) for name, port in piece.ports}
-    named = {name: port for pod in target.pods for name, port in pod.ports}
-    ports: dict[int, int] = {}
-    for one in service.ports:
-        if one.protocol == "TCP" and one.port not in ports:
-            number = one.target if isinstance(one.target, int) and service.selector else behind.get(one.name)
-            if number is None and isinstance(one.target, str):
-                number = named.get(one.target)
-            ports[one.port] = number or (one.target if isinstance(one.target, int) else one.port)
-    return ports
 
 
 def _may_use(placed: Placed, resolved: Resolved) -> bool:

@@ -38,6 +38,10 @@ class Reason(Enum):
     )
     NOT_EXPORTED = "NotExported", "The VirtualService is not exported to the namespace of the gateway's pods."
     REVISION = "RevisionMismatch", "The label istio.io/rev gives the object to another istiod."
+    PROTOCOL = (
+        "ProtocolMismatch",
+        "The Gateway has no server of the route's kind: http routes need HTTP or HTTPS, tcp TCP, tls PASSTHROUGH.",
+    )
     DELEGATE = "DelegateNotUsed", "A VirtualService without hosts counts only where a root VirtualService delegates to it."
     GATEWAY_NOT_PROGRAMMED = "GatewayNotProgrammed", "The server of the Gateway is dropped, refused, or cannot be reached."
     HOST_NOT_SERVED = (
@@ -83,7 +87,7 @@ class Bound:
     routes: tuple[str, ...]
     """The VirtualServices with a route that serves the name, `namespace/name`, sorted."""
     ports: tuple[int, ...]
-    """Ports of the Service that the gateway serves for it, ascending."""
+    """Ports of the gateway that serve the name, ascending."""
     claims: tuple[str, ...]
     """Why it is bound: `destination` (a request for the name reaches the Service), `host` (the name is a domain), or both."""
     warnings: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """What a client gets that asks an internal gateway for a name: served(N, p) for each port p of the gateway's Service.
 
 Rules of this file:
-- HTTP: the virtual host that Envoy picks for the name must have a reached route to an existing destination, and the name must be
-  claimed there: as destination (a request for it arrives at the Service itself) or as host (it is itself a domain);
+- HTTP: the virtual host that Envoy picks for the name must have a reached route to an existing destination, and the name must
+  be claimed there: as destination (a request for it arrives at the Service itself) or as host (it is itself a domain);
 - TLS: the chain that the server name picks, likewise; TCP: the one proxy of the port, which sends to the Service or not;
 - who governs a name is every VirtualService with a reached route in that virtual host, whether or not it claims the name.
 """
@@ -20,6 +20,8 @@ from canal_dns.mesh.servers import Listener
 from canal_dns.mesh.virtualhosts import VirtualHost
 
 Find = Callable[[Target], Found]
+Counts = Callable[[str], bool]
+"""False for a VirtualService (`namespace/name`) that opted out: its routes stand, but claim nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +88,32 @@ def _way(model: GatewayModel, found: SniChain, name: str) -> Way:
     return Way("https" if table.tls else "http", table, host, domain or "", found)
 
 
-def serve(model: GatewayModel, name: str, aliases: Collection[str], find: Find) -> dict[int, Served]:
-    """The ports of the gateway's Service that serve the name. `aliases`: the name and the ExternalName Services that stand
-    for it; `find`: looks a destination up."""
+def serve(model: GatewayModel, name: str, aliases: Collection[str], find: Find, counts: Counts) -> dict[int, Served]:
+    """The ports of the gateway's Service that serve the name. `aliases`: the name and the ExternalName Services that
+    stand for it."""
     served: dict[int, Served] = {}
-    for port in model.ports:
+    for port in model.frame.ports:
         listener = model.listener(port)
         if listener is None:
             continue
-        parts = [part for way in ways(model, listener, name) if (part := _claim(model, way, name, aliases, find)) is not None]
+        parts = [
+            part for way in ways(model, listener, name) if (part := _claim(model, way, name, aliases, find, counts)) is not None
+        ]
         if parts:
             served[port] = parts[0] if len(parts) == 1 else _joined(parts)
     return served
 
 
-def _claim(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find) -> Served | None:
+def _claim(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find, counts: Counts) -> Served | None:
     if way.chain is not None and way.chain.offer is not None:
-        return _claim_chain(way, name, find)
-    return _claim_host(model, way, name, aliases, find)
+        return _claim_chain(way, name, find, counts)
+    return _claim_host(model, way, name, aliases, find, counts)
 
 
-def _claim_chain(way: Way, name: str, find: Find) -> Served | None:
+def _claim_chain(way: Way, name: str, find: Find, counts: Counts) -> Served | None:
     """A tcp_proxy: its weighted destinations are all it has."""
     chain = way.chain
-    if chain is None or chain.offer is None:
+    if chain is None or chain.offer is None or not counts(chain.offer.virtual_service):
         return None
     found = [find(target) for target in chain.offer.targets]
     claims = set()
@@ -126,7 +130,9 @@ def _claim_chain(way: Way, name: str, find: Find) -> Served | None:
     return Served(frozenset(claims), source, frozenset({chain.chain.placed.gateway}), source, way.protocol, frozenset(warnings))
 
 
-def _claim_host(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find) -> Served | None:
+def _claim_host(
+    model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find, counts: Counts
+) -> Served | None:
     """A virtual host: any reached route to the Service, or to anything that exists if the name is the domain itself."""
     host = way.host
     if host is None or model.refusing:
@@ -140,7 +146,7 @@ def _claim_host(model: GatewayModel, way: Way, name: str, aliases: Collection[st
     extra = host.passing(name) if host.special else []
     for place in places:
         entry = host.entries[place]
-        if not host.reached(entry, name, extra):
+        if not counts(entry.virtual_service) or not host.reached(entry, name, extra):
             continue
         found = [one for one in map(find, entry.built.targets) if one.exists and (exact or one.host == name)]
         if not found:

@@ -1,0 +1,192 @@
+"""What canal-dns itself forbids, or allows with a warning, once the gateway serves a name.
+
+Rules of this file:
+- each policy is one function that gives the Refusal or None; their order in `refusal_of_name` and `refusal_on_gateway` is the
+  order in which they are told to people;
+- DNS moves every port of a name at once, so a port that the gateway does not serve is lost to all clients;
+- who may take a name's traffic: VirtualServices of its own namespace, of the gateway's, and those that the Service consents to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from canal_dns.mesh.model import GatewayModel
+from canal_dns.mesh.records import Namespace, Service, ServicePort
+from canal_dns.mesh.resources import ANNOTATION_ALLOW_FROM, ANNOTATION_BIND
+from canal_dns.mesh.result import Reason, joined
+from canal_dns.mesh.serving import Served, ways
+from canal_dns.settings import BindingSettings, CrossNamespace, GatewayUnready, PortGuard
+
+PROTECTED = (("default", "kubernetes"), ("kube-system", "*"), ("*", "canal-dns"))
+"""(namespace, name) that are never bound: the cluster itself, its DNS, ourselves; beside them istiod and the gateways."""
+
+MIN_TTL, MAX_TTL = 1, 3600
+"""Seconds: a binding must be forgotten again, and an answer of 0 s would be asked for at every connection."""
+
+_SPEAKS_HTTP = frozenset({"http", "http2", "grpc", "grpc-web", "http_proxy", "h2c", "ws"})
+_SPEAKS_TLS = frozenset({"https", "tls", "wss"})
+_SPEAKS_OTHER = frozenset({"tcp", "mongo", "mysql", "redis", "postgresql", "postgres", "amqp", "kafka", "udp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The first rule that fails, and where."""
+
+    reason: Reason
+    message: str
+    object: str
+    field: str = ""
+    route: str = ""
+    """The VirtualService at issue, `namespace/name`, if there is one."""
+
+
+def refusal_of_name(service: Service, namespace: Namespace | None, settings: BindingSettings) -> Refusal | None:
+    """What forbids a Service's name whatever serves it."""
+    place = f"{service.namespace}/{service.name}"
+    this = f"Service {place}"
+    guarded = (*PROTECTED, *settings.protected, *((one.namespace, one.name) for one in settings.gateways))
+    istiod = service.namespace == settings.mesh.root_namespace and service.name.partition("-")[0] == "istiod"
+    if istiod or any(_fits(one, service) for one in guarded):
+        return Refusal(Reason.PROTECTED, f"{place} is protected: it is never bound", this, "metadata.name")
+    if service.bind is False:
+        return Refusal(
+            Reason.OPTED_OUT, f"the Service's annotation {ANNOTATION_BIND} says no", this, _annotation(ANNOTATION_BIND)
+        )
+    if namespace is not None and namespace.bind is False:
+        message = f"the annotation {ANNOTATION_BIND} of namespace {namespace.name} says no"
+        return Refusal(Reason.OPTED_OUT, message, f"Namespace {namespace.name}", _annotation(ANNOTATION_BIND))
+    if service.external_name:
+        message = f"an ExternalName Service is a CNAME to {service.external_name}: its query is forwarded"
+        return Refusal(Reason.EXTERNAL_NAME, message, this, "spec.externalName")
+    if service.headless and not settings.headless and service.bind is not True:
+        message = f'a headless Service is bound only with the annotation {ANNOTATION_BIND}: "true", or binding.headless'
+        return Refusal(Reason.HEADLESS, message, this, "spec.clusterIP")
+    return None
+
+
+def _fits(pattern: tuple[str, str], service: Service) -> bool:
+    return pattern[0] in ("*", service.namespace) and pattern[1] in ("*", service.name)
+
+
+def _annotation(name: str) -> str:
+    return f"metadata.annotations[{name}]"
+
+
+def refusal_on_gateway(
+    service: Service, model: GatewayModel, served: Mapping[int, Served], settings: BindingSettings, unready: frozenset[str]
+) -> Refusal | None:
+    """What forbids the name on a gateway that serves it on some port."""
+    if model.frame.unusable:
+        return Refusal(Reason.GATEWAY_NOT_USABLE, model.frame.unusable, f"Service {model.frame.name}", "spec.clusterIPs")
+    missing = list(_missing_ports(service, served))
+    if missing and settings.port_guard is PortGuard.ENFORCE:
+        return _port_refusal(service, model, missing[0])
+    foreign = _foreign(service, model, served)
+    if foreign and settings.cross_namespace is CrossNamespace.DENY:
+        return Refusal(
+            Reason.CROSS_NAMESPACE,
+            f"VirtualService {foreign[0]} governs the name too, which is neither of namespace {service.namespace} nor of the "
+            f"gateway's; the Service can consent with the annotation {ANNOTATION_ALLOW_FROM}",
+            f"VirtualService {foreign[0]}",
+            "metadata.namespace",
+            foreign[0],
+        )
+    if model.frame.name in unready and settings.gateway_unready is GatewayUnready.FORWARD:
+        message = f"the gateway {model.frame.name} has no ready endpoint: its names are forwarded"
+        return Refusal(Reason.GATEWAY_NOT_READY, message, f"Service {model.frame.name}")
+    return None
+
+
+def _missing_ports(service: Service, served: Mapping[int, Served]) -> Iterator[tuple[int, ServicePort]]:
+    for index, port in enumerate(service.ports):
+        if port.protocol != "TCP" or port.port not in served:
+            yield index, port
+
+
+def _port_refusal(service: Service, model: GatewayModel, missing: tuple[int, ServicePort]) -> Refusal:
+    index, port = missing
+    if port.protocol != "TCP":
+        why = f"no gateway can carry {port.protocol}"
+    elif port.port not in model.frame.ports:
+        why = f"the gateway's Service {model.frame.name} has no port {port.port}"
+    elif model.listener(port.port) is None:
+        why = f"no server of an attached Gateway listens on port {port.port} of {model.frame.name}"
+    else:
+        why = f"what listens on port {port.port} of {model.frame.name} does not serve this name"
+    return Refusal(
+        Reason.PORT_NOT_SERVED,
+        f"the Service has port {port.port}/{port.protocol}, and {why}; DNS would move that port too",
+        f"Service {service.namespace}/{service.name}",
+        f"spec.ports[{index}]",
+    )
+
+
+def _asked(service: Service, served: Mapping[int, Served]) -> list[Served]:
+    """What serves the ports at which clients of the Service ask; if it is none of them, all that serves the name."""
+    own = [served[port.port] for port in service.ports if port.port in served]
+    return own or list(served.values())
+
+
+def _foreign(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> list[str]:
+    """VirtualServices that see the name's requests without being entitled to."""
+    if "*" in service.allow_from:
+        return []
+    entitled = {service.namespace, model.frame.workload.namespace, *service.allow_from}
+    return sorted({one for part in _asked(service, served) for one in part.governors if one.partition("/")[0] not in entitled})
+
+
+def time_to_live(service: Service, settings: BindingSettings) -> int:
+    """Seconds: the Service's annotation, within bounds, or the setting."""
+    return settings.ttl if service.ttl is None else min(max(service.ttl, MIN_TTL), MAX_TTL)
+
+
+def warnings(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> list[str]:
+    """What a person should know about a name that is bound all the same."""
+    told: set[str] = set()
+    for _, port in _missing_ports(service, served):
+        told.add(f"port {port.port}/{port.protocol} of the Service is not served by the gateway, and clients lose it")
+    foreign = _foreign(service, model, served)
+    if foreign:
+        told.add(f"governed by VirtualServices of other namespaces without consent: {joined(foreign)}")
+    for one in model.frame.attached:
+        name = f"{one.namespace}/{one.name}"
+        if not one.selector and any(name in part.gateways for part in served.values()):
+            told.add(f"Gateway {name} has no selector: it attaches to every gateway of the mesh")
+    for part in served.values():
+        told |= part.warnings
+    told.update(_contradictions(service, served))
+    if service.ttl is not None and not MIN_TTL <= service.ttl <= MAX_TTL:
+        told.add(f"the annotated TTL of {service.ttl} s is out of bounds: {MIN_TTL} to {MAX_TTL} s are allowed")
+    return sorted(told)
+
+
+def _contradictions(service: Service, served: Mapping[int, Served]) -> Iterable[str]:
+    """The declared protocol of a port (appProtocol, or the prefix of its name) against the server that serves it."""
+    for port in service.ports:
+        part = served.get(port.port)
+        declared = (port.app_protocol.rpartition("/")[2] or port.name.partition("-")[0]).lower()
+        if port.protocol != "TCP" or part is None or declared not in _SPEAKS_HTTP | _SPEAKS_TLS | _SPEAKS_OTHER:
+            continue
+        spoken = {"http": _SPEAKS_HTTP, "https": _SPEAKS_TLS, "tls": _SPEAKS_TLS}.get(part.protocol)
+        if spoken is not None and declared not in spoken:
+            yield f"port {port.port} is declared as {declared}, but the gateway serves it as {part.protocol}"
+
+
+def short_form_warnings(service: Service, model: GatewayModel, served: Mapping[int, Served], domain: str) -> list[str]:
+    """Clients may write `svc.ns`; the gateway sees that as the host, and knows it only if some domain covers it."""
+    lost: set[str] = set()
+    own = {port.port for port in service.ports}
+    for port, part in served.items():
+        listener = model.listener(port)
+        if part.protocol not in ("http", "https") or listener is None or (own & set(served) and port not in own):
+            continue
+        for form in (service.name, f"{service.name}.{service.namespace}", f"{service.name}.{service.namespace}.svc"):
+            hosts = [way.host for way in ways(model, listener, form) if way.table is not None]
+            if not any(host is not None and host.governors(form) & part.routes for host in hosts):
+                lost.add(form)
+    if not lost:
+        return []
+    full = f"{service.name}.{service.namespace}.svc.{domain}"
+    return [f"requests for {joined(sorted(lost))} do not come to its routes: clients must write {full}"]
