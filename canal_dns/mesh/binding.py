@@ -78,7 +78,7 @@ class Binder:
     def skipped_names(self) -> Iterator[str]:
         """Names that some VirtualService means and that are not bound. One that Istio would have to guess is left out unless
         there is such a Service."""
-        for name in self.cluster.intents.names():
+        for name in self.cluster.known():
             if name not in self._bound:
                 literal = any(self.cluster.intents.sources(name).values())
                 if literal or self._service(name) is not None:
@@ -98,7 +98,7 @@ class Binder:
         return diagnose(self.cluster.case(name, service, forbidden, refused))
 
     def _known(self) -> set[str]:
-        return {*self.cluster.intents.names(), *self._eligible}
+        return self.cluster.known() | set(self._eligible)
 
     def _service(self, name: str) -> Service | None:
         key = service_of(name, self.settings.cluster_domain)

@@ -115,11 +115,27 @@ class Cluster:
         """The name and the ExternalName Services that stand for it."""
         return (name, *self._aliases.get(name, ()))
 
+    def known(self) -> set[str]:
+        """Every name that may be bound: those that are meant, those that a Gateway's server makes a domain or server name, and
+        the Services behind ExternalNames that are meant."""
+        names = set(self.intents.names())
+        names.update(target for target, own in self._aliases.items() if any(self.intents.sources(one) for one in own))
+        for model in self.models:
+            for table in model.tables.values():
+                names.update(domain for domain in table.hosts if not is_wildcard(domain))
+            for listener in model.layout.listeners:
+                names.update(name for chain in listener.chains for name in chain.names or () if not is_wildcard(name))
+        return names
+
     def case(self, name: str, service: Service | None, forbidden: Refusal | None, refused: Refusal | None) -> Case:
         """All that `diagnose` looks at."""
-        sources = [self.resolved[key] for key in self.intents.sources(name)]
+        meant = [source for one in self.aliases(name) for source in self.intents.sources(one)]
+        hosts = [table.hosts[name] for model in self.models for table in model.tables.values() if name in table.hosts]
+        meant += [entry.virtual_service for host in hosts for entry in host.entries.values()]
+        sources = [self.resolved[key] for key in dict.fromkeys(meant)]
         return Case(
             name=name,
+            names=frozenset(self.aliases(name)),
             service=service,
             forbidden=forbidden,
             refused=refused,
@@ -285,14 +301,14 @@ class Cluster:
 
     def _names_in(self, namespace: str) -> set[str]:
         suffix = f".{namespace}.svc.{self.settings.cluster_domain}"
-        return {name for name in self.intents.names() if name.endswith(suffix)}
+        return {name for name in self.known() if name.endswith(suffix)}
 
     def _names(self, hosts: Iterable[str]) -> set[str]:
         """The names that touched hosts stand for."""
         names: set[str] = set()
         for host in hosts:
             if is_wildcard(host):
-                names.update(name for name in self.intents.names() if overlaps(host, name))
+                names.update(name for name in self.known() if overlaps(host, name))
             else:
                 names.update(one for one in (host, self._external(host)) if service_of(one, self.settings.cluster_domain))
         return names

@@ -31,6 +31,8 @@ class Case:
     """All that is known about a name that is not bound."""
 
     name: str
+    names: frozenset[str]
+    """The name, and the ExternalName Services that stand for it."""
     service: Service | None
     forbidden: Refusal | None
     """What holds for the name, whoever serves it."""
@@ -63,7 +65,9 @@ def _no_service(case: Case) -> Refusal:
 
 
 def _of(case: Case, source: Resolved) -> Iterator[Intent]:
-    return (one for one in intents(source, case.settings.cluster_domain) if one.name == case.name)
+    """Where a VirtualService names the Service; if nowhere, a Gateway's server does, and its hosts only let that be."""
+    found = [one for one in intents(source, case.settings.cluster_domain) if one.name in case.names]
+    yield from found or [Intent(case.name, case.name, source.key, "spec.hosts", "host")]
 
 
 def _furthest(case: Case) -> Refusal:

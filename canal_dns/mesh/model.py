@@ -313,6 +313,6 @@ def _difference(before: Chains, after: Chains) -> set[str]:
         return set() if before == after else {"*"}
     touched: set[str] = set()
     for one in set(before) ^ set(after):
-        touched.update(one.names or ("*",))
+        touched.update(one.names or ())
         touched.update(target.host for target in (one.offer.targets if one.offer else ()))
     return touched
