@@ -16,7 +16,6 @@ import logging
 import platform
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,6 @@ from canal_dns.app.feed import Feed
 from canal_dns.app.logs import Logs
 from canal_dns.app.publish import Publisher
 from canal_dns.errors import CanalError, ConfigError
-from canal_dns.mesh import report
 from canal_dns.metrics import Counters, merge
 from canal_dns.server import batch
 from canal_dns.server.service import DataPlane, PacketService
@@ -222,13 +220,14 @@ class Control:
             took if since is None else max(took, now - since + took)
         )
         self.counters["canal_dns_table_last_change_timestamp_seconds"][()] = time.time()
-        skipped = Counter(one.reason.value for one in self.feed.result.skipped.values())
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(skipped.items()))
         log.info(
-            "published generation %d: %d bound, %d settling, %d skipped%s, %.1f ms",
-            self.publisher.generation, self.publisher.live, len(self.publisher.settling(now)), sum(skipped.values()),
-            f" ({reasons})" if reasons else "", took * 1000,
-        )  # fmt: skip
+            "published generation %d: %d bound, %d settling, %d skipped, %.1f ms",
+            self.publisher.generation,
+            self.publisher.live,
+            len(self.publisher.settling(now)),
+            len(self.feed.result.skipped),
+            took * 1000,
+        )
         if first:
             self._on_first_table()
 
@@ -328,7 +327,7 @@ class Control:
         now = asyncio.get_running_loop().time()
         source = self.feed.source
         return {
-            **report.to_plain(self.feed.result, self.feed.view),
+            **self.feed.to_plain(),
             "clusterDomain": self.settings.zone.cluster_domain,
             "generation": self.publisher.generation,
             "settling": {name: round(left, 3) for name, left in sorted(self.publisher.settling(now).items())},
@@ -342,13 +341,13 @@ class Control:
 
     async def all_counters(self) -> Counters:
         """The counters of every process, with the gauges of this one brought up to date."""
-        own, result, source = self.counters, self.feed.result, self.feed.source
+        own, source = self.counters, self.feed.source
         own["canal_dns_table_generation"][()] = self.publisher.generation
         own["canal_dns_bound_names"][()] = self.publisher.live
         skipped = own["canal_dns_skipped_names"]
         skipped.clear()
-        for one in report.skipped(result, self.feed.view):
-            skipped[(one.reason.value,)] += 1
+        for reason, count in self.feed.reasons().items():
+            skipped[(reason,)] = count
         own["canal_dns_source_synced"][()] = int(source.synced)
         own["canal_dns_source_broken_files"][()] = len(source.broken)
         objects = own["canal_dns_source_objects"]
@@ -371,7 +370,7 @@ class Control:
             self._announce(f"reading {self.settings.source.manifests}; until then every query is forwarded")
 
     def _announce_bindings(self) -> None:
-        reasons = Counter(one.reason.value for one in report.skipped(self.feed.result, self.feed.view))
+        reasons = self.feed.reasons()
         text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         self._announce(f"{self.publisher.live} names bound, {reasons.total()} skipped" + (f" ({text})" if text else ""))
         if self._admin is not None:

@@ -8,13 +8,17 @@ so that a name which stays bound is never away.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from canal_dns.dns.names import service_name
 from canal_dns.kube.files import ManifestSource
+from canal_dns.mesh import report
 from canal_dns.mesh.binding import Binder
 from canal_dns.mesh.readiness import Readiness
-from canal_dns.mesh.result import Bound, Result
+from canal_dns.mesh.result import Bound, Reason, Result
 from canal_dns.mesh.view import View
 from canal_dns.settings import BindingSettings, GatewayUnready, SourceSettings
 
@@ -26,13 +30,10 @@ class Feed:
         self.settings = settings
         self.view = View()
         self.source = ManifestSource(Path(source.manifests), self.view)
+        self.result = Result()
+        """What the last `refresh` found; reasons of skipped names are found when they are asked for, once."""
         self._binder = Binder(self.view, settings)
         self._readiness = Readiness(settings.gateway_unready_after)
-
-    @property
-    def result(self) -> Result:
-        """What the last `refresh` found."""
-        return self._binder.result
 
     def rebind(self, settings: BindingSettings) -> None:
         """Take other rules for the same objects; the next `refresh` starts from nothing."""
@@ -43,19 +44,33 @@ class Feed:
 
     def refresh(self, now: float) -> Mapping[str, Bound | None]:
         """Apply the rule to what has changed: name -> binding, None where there is none any more."""
-        changes = dict(self._binder.refresh(self._unready(now)))
-        unready = self._unready(now)
-        changes.update(self._binder.refresh(unready))
+        changes = dict(self._binder.refresh(self._counting()))
+        # The objects that came may show other gateways, ready or not.
+        self._readiness.observe(self._binder.result.gateways, now)
+        changes.update(self._binder.refresh(self._counting()))
+        self.result = self._binder.result
         return changes
 
     def next_due(self) -> float | None:
         """When a gateway's readiness will count although no object changes."""
-        return self._readiness.next_due()
+        return self._readiness.next_look()
 
-    def _unready(self, now: float) -> frozenset[str]:
-        states = {state.gateway: state.ready for state in self.result.gateways}
-        unready = self._readiness.observe(states, now)
-        return unready if self.settings.gateway_unready is GatewayUnready.FORWARD else frozenset()
+    def to_plain(self) -> dict[str, Any]:
+        """The shape of `table -o json`."""
+        return report.to_plain(self.result, self.view, self.settings.cluster_domain)
+
+    def reasons(self) -> Counter[str]:
+        """How many names are skipped, by reason; Services that no VirtualService mentions among them."""
+        reasons = Counter(one.reason.value for one in self.result.skipped.values())
+        names = (service_name(name, namespace, self.settings.cluster_domain) for namespace, name in self.view.services)
+        reasons[Reason.NO_ROUTE.value] += sum(
+            name not in self.result.bound and name not in self.result.skipped for name in names
+        )
+        return +reasons
+
+    def _counting(self) -> frozenset[str]:
+        """The gateways that count as unready."""
+        return self._readiness.unready if self.settings.gateway_unready is GatewayUnready.FORWARD else frozenset()
 
 
 def offline(source: SourceSettings, settings: BindingSettings) -> Feed:
@@ -66,5 +81,4 @@ def offline(source: SourceSettings, settings: BindingSettings) -> Feed:
     feed = Feed(source, settings)
     feed.source.load()
     feed.refresh(0.0)
-    feed.refresh(settings.gateway_unready_after)
     return feed

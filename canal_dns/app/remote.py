@@ -7,10 +7,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from canal_dns.errors import RemoteError
-from canal_dns.mesh.explain import Explanation, Step
+
+if TYPE_CHECKING:
+    from canal_dns.mesh.explain import Explanation
 
 TIMEOUT = 5.0
 """Seconds; the admin endpoint gives up on a reader after as many."""
@@ -37,6 +39,8 @@ def bindings(url: str) -> dict[str, Any]:
 
 def explain(plain: Mapping[str, Any], name: str) -> Explanation:
     """What the bindings of a running server say about a whole name."""
+    from canal_dns.mesh.explain import Explanation, Step
+
     for one in plain["bound"]:
         if one["name"] == name:
             left = plain.get("settling", {}).get(name)

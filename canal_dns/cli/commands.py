@@ -12,8 +12,6 @@ from canal_dns.app.feed import Feed, offline
 from canal_dns.cli import render
 from canal_dns.cli.options import EXIT_FAILED, EXIT_OK, configuration
 from canal_dns.errors import ConfigError
-from canal_dns.mesh import explain as mesh_explain
-from canal_dns.mesh import report
 from canal_dns.settings import Settings
 
 
@@ -35,7 +33,7 @@ def table(options: argparse.Namespace) -> int:
         plain = remote.bindings(options.server)
     else:
         feed, _ = _read(options)
-        plain = report.to_plain(feed.result, feed.view)
+        plain = feed.to_plain()
     if options.output == "json":
         print(json.dumps(plain, indent=2))
     else:
@@ -45,6 +43,8 @@ def table(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why each name is bound, or the first rule that fails."""
+    from canal_dns.mesh import explain as mesh_explain
+
     if options.server:
         plain = remote.bindings(options.server)
         names = [full_name(name, str(plain.get("clusterDomain", "cluster.local"))) for name in options.names]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from canal_dns.mesh.explain import Explanation
+if TYPE_CHECKING:
+    from canal_dns.mesh.explain import Explanation
 
 NO_ROUTE = "NoRoute"
 

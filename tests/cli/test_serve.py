@@ -49,7 +49,7 @@ def test_it_says_what_it_does_and_answers():
         server.ready()
         assert server.lines[0].startswith("canal-dns 0.")
         assert "listening on 127.0.0.1:" in server.lines[1] and server.lines[1].endswith(", UDP and TCP")
-        assert "4 names bound, " in server.line_with("names bound")
+        assert "5 names bound, " in server.line_with("names bound")
         assert server.addresses(HELLO) == ["10.96.9.9"]
         assert server.addresses(HELLO, "AAAA") == ["fd00:10:96::9"]
         assert server.addresses(HELLO, tcp=True) == ["10.96.9.9"]
@@ -109,7 +109,7 @@ def test_admin_endpoints():
         metrics = server.get("/metrics")[1]
         assert 'canal_dns_requests_total{proto="udp",type="A"} ' in metrics
         assert 'canal_dns_skipped_names{reason="PortNotServed"} 1.0' in metrics
-        assert "canal_dns_bound_names 4.0" in metrics
+        assert "canal_dns_bound_names 5.0" in metrics
         assert "canal_dns_ready 1.0" in metrics
 
 
