@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 
 from canal_dns.dns.codes import IN, Type
@@ -28,10 +29,11 @@ REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
 ANSWERED = (Type.A, Type.AAAA, Type.HTTPS, Type.SVCB, Type.ANY)
 """The types that a bound name answers itself: every type a client could learn an address from."""
 
-_TYPE_CLASS = {qtype: int(qtype).to_bytes(2) + IN.to_bytes(2) for qtype in ANSWERED}
+_TYPE_CLASS = tuple(int(qtype).to_bytes(2) + IN.to_bytes(2) for qtype in ANSWERED)
 _TO_QUESTION = (0xC000 | HEADER).to_bytes(2)
 _OPT_SIZE = 11
-_ADDRESS_SIZE = {Type.A: 4, Type.AAAA: 16}
+_RECORD_SIZE = 12
+"""Octets of a record whose owner is a pointer, without its data."""
 _MAX_ZONE = 200
 _MNAME, _RNAME = b"\2ns\3dns", b"\nhostmaster"
 
@@ -86,7 +88,7 @@ class AnswerTable:
                 bound[name] = addresses
         for name, addresses in delta.items():
             if addresses is None and self.names.pop(name, None) is not None:
-                for suffix in _TYPE_CLASS.values():
+                for suffix in _TYPE_CLASS:
                     del self.exact[name + suffix]
         self.exact.update(bodies)
         self.names.update(bound)
@@ -118,35 +120,42 @@ def _timers(serial: int, ttl: int) -> bytes:
 
 
 def _bodies(name: bytes, addresses: Addresses, zone: bytes, serial: int) -> Iterable[tuple[bytes, bytes]]:
-    """Every question about a name, with its body."""
+    """Every question about a name, with its body. Names behind one gateway share their bodies."""
     at_zone = _offset_of_zone(name, zone)
     _check(name, addresses)
     room = MIN_UDP - HEADER - len(name) - 4 - _OPT_SIZE - _counts.size
-    nothing = _counts.pack(0, 1) + _negative(HEADER + at_zone, negative_ttl(addresses.ttl), serial)
-    v4 = _address_records(Type.A, addresses.v4, addresses.ttl, room)
-    v6 = _address_records(Type.AAAA, addresses.v6, addresses.ttl, room)
-    yield name + _TYPE_CLASS[Type.A], _positive(v4) if v4 else nothing
-    yield name + _TYPE_CLASS[Type.AAAA], _positive(v6) if v6 else nothing
-    yield name + _TYPE_CLASS[Type.HTTPS], nothing
-    yield name + _TYPE_CLASS[Type.SVCB], nothing
-    yield name + _TYPE_CLASS[Type.ANY], _positive(v4[:1] + v6[:1])
+    most = max(len(addresses.v4), len(addresses.v6)) * (_RECORD_SIZE + 16)
+    v4, v6, both = _positive(addresses, min(room, most))
+    nothing = _negative(HEADER + at_zone, negative_ttl(addresses.ttl), serial)
+    answers = (v4 or nothing, v6 or nothing, nothing, nothing, both)
+    return [(name + suffix, body) for suffix, body in zip(_TYPE_CLASS, answers, strict=True)]
 
 
-def _positive(records: list[bytes]) -> bytes:
-    return _counts.pack(len(records), 0) + b"".join(records)
+@lru_cache(maxsize=256)
+def _positive(addresses: Addresses, room: int) -> tuple[bytes, bytes, bytes]:
+    """Bodies for A, AAAA and ANY (one address of each family: RFC 8482); an empty one where there is no such address.
+
+    As many records as `room` octets hold: a client needs one, and TC=1 for the rest would cost it a TCP connection.
+    """
+    v4 = _records(Type.A, addresses.v4, addresses.ttl)[: room // (_RECORD_SIZE + 4)]
+    v6 = _records(Type.AAAA, addresses.v6, addresses.ttl)[: room // (_RECORD_SIZE + 16)]
+    return _answer(v4), _answer(v6), _answer(v4[:1] + v6[:1])
 
 
-def _address_records(rtype: Type, addresses: tuple[bytes, ...], ttl: int, room: int) -> list[bytes]:
-    """As many records as 512 octets hold: a client needs one, and a TC=1 for the rest would cost it a TCP connection."""
-    head = _TO_QUESTION + _record.pack(rtype, IN, ttl, _ADDRESS_SIZE[rtype])
-    return [head + address for address in addresses[: room // (len(head) + _ADDRESS_SIZE[rtype])]]
+def _records(rtype: Type, addresses: tuple[bytes, ...], ttl: int) -> list[bytes]:
+    return [_TO_QUESTION + _record.pack(rtype, IN, ttl, len(address)) + address for address in addresses]
 
 
+def _answer(records: list[bytes]) -> bytes:
+    return _counts.pack(len(records), 0) + b"".join(records) if records else b""
+
+
+@lru_cache(maxsize=256)
 def _negative(at_zone: int, ttl: int, serial: int) -> bytes:
-    """The SOA of a negative answer (RFC 2308 section 3: its TTL is the lesser of TTL and MINIMUM, here they are equal)."""
+    """The body without an answer, but with an SOA, whose TTL is the lesser of TTL and MINIMUM (RFC 2308 section 3)."""
     zone = (0xC000 | at_zone).to_bytes(2)
     data = _MNAME + zone + _RNAME + zone + _timers(serial, ttl)
-    return zone + _record.pack(Type.SOA, IN, ttl, len(data)) + data
+    return _counts.pack(0, 1) + zone + _record.pack(Type.SOA, IN, ttl, len(data)) + data
 
 
 def _offset_of_zone(name: bytes, zone: bytes) -> int:
