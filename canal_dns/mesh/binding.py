@@ -45,7 +45,8 @@ class Binder:
         self.settings = settings
         self.cluster = Cluster(view, settings)
         self._started = False
-        self._unready = NO_GATEWAYS
+        self.unready = NO_GATEWAYS
+        """Gateways that count as without ready endpoints."""
         self._eligible: dict[str, Bound] = {}
         """Every name that may be bound; more than `max_bindings`, perhaps."""
         self._bound: dict[str, Bound] = {}
@@ -57,15 +58,15 @@ class Binder:
         if not self._started:
             return self.start(unready)
         touched = self.cluster.follow(changes)
-        if unready != self._unready:
-            self._unready = unready
+        if unready != self.unready:
+            self.unready = unready
             touched = self._known()
         return self._publish(self._known() if touched is None else touched)
 
     def start(self, unready: frozenset[str] = NO_GATEWAYS) -> Mapping[str, Bound | None]:
         """Read the whole view."""
         self._started = True
-        self._unready = unready
+        self.unready = unready
         self.cluster.load()
         return self._publish(self._known())
 
@@ -81,7 +82,7 @@ class Binder:
         for name in self.cluster.known():
             if name not in self._bound:
                 literal = any(self.cluster.intents.sources(name).values())
-                if literal or self._service(name) is not None:
+                if literal or self.service(name) is not None:
                     yield name
 
     def skipped(self, name: str) -> Skipped:
@@ -90,21 +91,23 @@ class Binder:
             bound = self._eligible[name]
             message = f"{len(self._eligible)} names could be bound, binding.maxBindings is {self.settings.max_bindings}"
             return Skipped(name, bound.service, bound.routes[0], Reason.LIMIT_EXCEEDED, message, f"Service {bound.service}", "")
-        service = self._service(name)
-        forbidden = self._forbidden(service) if service else None
+        service = self.service(name)
+        forbidden = self.forbidden(service) if service else None
         refused = None
         if service is not None and forbidden is None:
-            refused = next((no for _, _, no in self._offers(name, service) if no is not None), None)
+            refused = next((no for _, _, no in self.offers(name, service) if no is not None), None)
         return diagnose(self.cluster.case(name, service, forbidden, refused))
 
     def _known(self) -> set[str]:
         return self.cluster.known() | set(self._eligible)
 
-    def _service(self, name: str) -> Service | None:
+    def service(self, name: str) -> Service | None:
+        """The Service of a full name."""
         key = service_of(name, self.settings.cluster_domain)
         return self.view.services.get(key) if key else None
 
-    def _forbidden(self, service: Service) -> Refusal | None:
+    def forbidden(self, service: Service) -> Refusal | None:
+        """What forbids the Service's name, whoever serves it."""
         return refusal_of_name(service, self.view.namespaces.get(("", service.namespace)), self.settings)
 
     def _publish(self, names: Iterable[str]) -> Mapping[str, Bound | None]:
@@ -131,10 +134,10 @@ class Binder:
     def _evaluate(self, name: str) -> Bound | None:
         """Bind one name, or not."""
         self._conflicts.pop(name, None)
-        service = self._service(name)
-        if service is None or self._forbidden(service) is not None:
+        service = self.service(name)
+        if service is None or self.forbidden(service) is not None:
             return None
-        accepted = [(model, served) for model, served, no in self._offers(name, service) if no is None]
+        accepted = [(model, served) for model, served, no in self.offers(name, service) if no is None]
         if not accepted:
             return None
         accepted.sort(key=lambda offer: self._age(offer[1]))
@@ -144,12 +147,12 @@ class Binder:
             self._conflicts[name] = tuple(self._conflict(bound, other, theirs) for other, theirs in accepted[1:])
         return bound
 
-    def _offers(self, name: str, service: Service) -> Iterator[tuple[GatewayModel, Mapping[int, Served], Refusal | None]]:
+    def offers(self, name: str, service: Service) -> Iterator[tuple[GatewayModel, Mapping[int, Served], Refusal | None]]:
         """The gateways that serve the name, each with what a policy has against it."""
         for model in self.cluster.models:
             served = serve(model, name, self.cluster.aliases(name), self.cluster.finder(model), self.cluster.counts)
             if served:
-                yield model, served, refusal_on_gateway(service, model, served, self.settings, self._unready)
+                yield model, served, refusal_on_gateway(service, model, served, self.settings, self.unready)
 
     def _age(self, served: Mapping[int, Served]) -> tuple[float, str, str]:
         return min(self.cluster.resolved[route].age for part in served.values() for route in part.routes)

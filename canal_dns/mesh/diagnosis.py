@@ -71,15 +71,15 @@ def _of(case: Case, source: Resolved) -> Iterator[Intent]:
 
 
 def _furthest(case: Case) -> Refusal:
-    findings = [finding for source in case.sources for finding in _findings(case, source)]
-    if not findings:
+    found = [finding for source in case.sources for finding in findings(case, source)]
+    if not found:
         message = "no VirtualService names the Service, as destination or as host"
         service = case.service
         return Refusal(Reason.NO_ROUTE, message, f"Service {service.namespace}/{service.name}" if service else "")
-    return max(findings, key=lambda one: one.stage).refusal
+    return max(found, key=lambda one: one.stage).refusal
 
 
-def _findings(case: Case, source: Resolved) -> Iterator[Finding]:
+def findings(case: Case, source: Resolved) -> Iterator[Finding]:
     """What is in the way of one VirtualService, per gateway and place; once for all where it does not get to any."""
     early = _object(case, source)
     if early is not None:

@@ -207,7 +207,8 @@ class _Merge:
         before = current[1].lower()
         mergeable = placed.is_http and before in HTTP
         if same_bind and not mergeable:
-            return f"port {placed.port} is taken by an older server of protocol {current[1]}"
+            first = self.slots[current][0]
+            return f"port {placed.port} is taken by {first.gateway} {first.field}, an older server of protocol {current[1]}"
         if same_bind:
             self.slots[current].append(placed)
             self.by_route.setdefault(placed.route_name, []).append(placed)

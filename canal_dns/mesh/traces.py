@@ -83,6 +83,12 @@ def trace(case: Trace) -> Finding:
     return (_tcp if field.startswith("spec.tcp") else _tls if field.startswith("spec.tls") else _http)(case)
 
 
+def _no_routes(case: Trace) -> Finding:
+    for unused in case.resolved.unused:
+        return case.no(Stage.MATCH, Reason.DELEGATE, unused.message, unused.field, unused.owner)
+    return case.no(Stage.ACTION, Reason.NO_ACTION, "it has no routes", "spec")
+
+
 def _http(case: Trace) -> Finding:
     tables = [
         (table, placed) for table in case.model.tables.values() for placed in table.servers if placed.gateway in case.mine
@@ -327,7 +333,13 @@ def _servers(case: Trace, placed: list[Placed], kind: str, suits: object) -> Fin
         return _server(
             case, dropped[0].gateway, f"spec.servers[{dropped[0].index}]", f"istiod drops the server: {dropped[0].message}"
         )
-    others = sorted({f"{one.server.protocol}:{one.server.number}" for one in _all_servers(model) if one.gateway in case.mine})
+    others = sorted(
+        {
+            f"{one.server.protocol}:{one.server.number} {one.server.mode}".strip()
+            for one in _all_servers(model)
+            if one.gateway in case.mine
+        }
+    )
     message = f"the route needs a server of kind {kind}, Gateway {case.mine[0]} has {joined(others)}"
     return case.no(Stage.SERVER, Reason.PROTOCOL, message)
 
