@@ -17,6 +17,7 @@ from canal_dns.dns.names import service_name
 from canal_dns.kube.files import ManifestSource
 from canal_dns.mesh import report
 from canal_dns.mesh.binding import Binder
+from canal_dns.mesh.explain import Explanation, explain
 from canal_dns.mesh.readiness import Readiness
 from canal_dns.mesh.result import Bound, Reason, Result
 from canal_dns.mesh.view import View
@@ -58,6 +59,10 @@ class Feed:
     def to_plain(self) -> dict[str, Any]:
         """The shape of `table -o json`."""
         return report.to_plain(self.result, self.view, self.settings.cluster_domain)
+
+    def explain(self, name: str) -> Explanation:
+        """Why a name is bound or not; `name` in full or as people write it."""
+        return explain(self._binder, self.view, self.settings, name)
 
     def reasons(self) -> Counter[str]:
         """How many names are skipped, by reason; Services that no VirtualService mentions among them."""

@@ -7,12 +7,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canal_dns.errors import RemoteError
-
-if TYPE_CHECKING:
-    from canal_dns.mesh.explain import Explanation
+from canal_dns.mesh.explain import Explanation, Step
 
 TIMEOUT = 5.0
 """Seconds; the admin endpoint gives up on a reader after as many."""
@@ -38,22 +36,26 @@ def bindings(url: str) -> dict[str, Any]:
 
 
 def explain(plain: Mapping[str, Any], name: str) -> Explanation:
-    """What the bindings of a running server say about a whole name."""
-    from canal_dns.mesh.explain import Explanation, Step
-
-    for one in plain["bound"]:
-        if one["name"] == name:
-            left = plain.get("settling", {}).get(name)
-            wait = "" if left is None else f", but it settles for another {left:g} s and is forwarded until then"
-            steps = [Step(f"Service {one['service']}", "", f"ports {', '.join(map(str, one['ports']))} are served", True)]
-            steps += [Step(f"VirtualService {route}", "", "routes it", True) for route in one["routes"]]
-            steps += [Step(f"Gateway {gateway}", "", "is attached to the gateway's pods", True) for gateway in one["gateways"]]
-            steps += [Step(f"Service {one['gateway']}", "", f"VIP {', '.join(one['vips'])}", True)]
-            steps += [Step("", "", f"warning: {warning}", True) for warning in one["warnings"]]
-            return Explanation(name, True, tuple(steps), f"bound to {', '.join(one['vips'])}{wait}")
-    for one in plain["skipped"]:
-        if one["name"] == name:
-            step = Step(one["object"], one["field"], f"{one['message']} ({one['reason']})", False)
-            return Explanation(name, False, (step,), f"skipped: {one['reason']}; its queries are forwarded")
-    step = Step("", "", "the server knows no Service of this name, and no VirtualService that routes it", False)
-    return Explanation(name, False, (step,), "not a name of a Service; its queries are forwarded")
+    """What the bindings of a running server say about a name, in full or as people write it (`web`, `web.shop`)."""
+    text = name.strip().lower().removesuffix(".")
+    known = {one["name"]: one for one in (*plain["skipped"], *plain["bound"])}
+    meant = [text] if text in known else sorted(full for full in known if full.startswith(f"{text}.") and ".svc." in full)
+    if not meant:
+        step = Step("", "", "the server knows no such Service, and no VirtualService that means one", False)
+        return Explanation(name, False, (step,), "not bound: its queries are forwarded")
+    if len(meant) > 1:
+        return Explanation(name, False, (), f"it may be {', '.join(meant)}: say which")
+    one = known[meant[0]]
+    if "reason" in one:
+        step = Step(one["object"], one["field"], one["message"], False)
+        return Explanation(one["name"], False, (step,), f"not bound: {one['reason']}: {one['message']}")
+    wait = plain.get("settling", {}).get(one["name"])
+    steps = [Step(f"Service {one['service']}", "spec.ports", f"served: {', '.join(map(str, one['ports']))}", True)]
+    steps += [Step(f"VirtualService {route}", "", "routes it", True) for route in one["routes"]]
+    steps += [Step(f"Gateway {gateway}", "", "is attached to the gateway's pods", True) for gateway in one["gateways"]]
+    steps += [Step(f"Service {one['gateway']}", "spec.clusterIPs", f"the VIP: {', '.join(one['vips'])}", True)]
+    steps += [Step(f"Service {one['service']}", "", f"note: {warning}", True) for warning in one["warnings"]]
+    verdict = f"bound: {one['name']} is {', '.join(one['vips'])}, the address of {one['gateway']}"
+    if wait is not None:
+        verdict += f"; it settles for another {wait:g} s and is forwarded until then"
+    return Explanation(one["name"], True, tuple(steps), verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from canal_dns.app.feed import Feed, offline
 from canal_dns.cli import render
 from canal_dns.cli.options import EXIT_FAILED, EXIT_OK, configuration
 from canal_dns.errors import ConfigError
-from canal_dns.settings import Settings
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -29,11 +29,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def table(options: argparse.Namespace) -> int:
     """Print what is bound and what is skipped."""
-    if options.server:
-        plain = remote.bindings(options.server)
-    else:
-        feed, _ = _read(options)
-        plain = feed.to_plain()
+    plain = remote.bindings(options.server) if options.server else _read(options).to_plain()
     if options.output == "json":
         print(json.dumps(plain, indent=2))
     else:
@@ -43,37 +39,20 @@ def table(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why each name is bound, or the first rule that fails."""
-    from canal_dns.mesh import explain as mesh_explain
-
     if options.server:
         plain = remote.bindings(options.server)
-        names = [full_name(name, str(plain.get("clusterDomain", "cluster.local"))) for name in options.names]
-        explained = [remote.explain(plain, name) for name in names]
+        explained = [remote.explain(plain, name) for name in options.names]
     else:
-        feed, settings = _read(options)
-        names = [full_name(name, settings.zone.cluster_domain) for name in options.names]
-        explained = [mesh_explain.explain(feed.result, feed.view, settings.binding, name) for name in names]
+        feed = _read(options)
+        explained = [feed.explain(name) for name in options.names]
     if options.output == "json":
-        print(json.dumps([mesh_explain.to_plain(one) for one in explained], indent=2))
+        print(json.dumps([dataclasses.asdict(one) for one in explained], indent=2))
     else:
         for number, one in enumerate(explained):
             if number:
                 print()
             render.explanation(one, render.Paint(sys.stdout))
     return EXIT_OK if all(one.bound for one in explained) else EXIT_FAILED
-
-
-def full_name(text: str, cluster_domain: str) -> str:
-    """A name as a person types it -> the whole name: `web`, `web.shop`, `web.shop.svc`, or all of it."""
-    name = text.lower().removesuffix(".")
-    labels = name.split(".")
-    if len(labels) == 1:
-        return f"{name}.default.svc.{cluster_domain}"
-    if len(labels) == 2 and name != cluster_domain:
-        return f"{name}.svc.{cluster_domain}"
-    if labels[-1] == "svc" and len(labels) == 3:
-        return f"{name}.{cluster_domain}"
-    return name
 
 
 def check(options: argparse.Namespace) -> int:
@@ -87,7 +66,7 @@ def check(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _read(options: argparse.Namespace) -> tuple[Feed, Settings]:
+def _read(options: argparse.Namespace) -> Feed:
     """The bindings of a folder of manifests; its broken files are told on standard error and do not stop the rest."""
     if not options.config and not options.manifests:
         raise ConfigError("--manifests", None, "say where to read: --manifests DIR, -c FILE or --server URL")
@@ -97,7 +76,7 @@ def _read(options: argparse.Namespace) -> tuple[Feed, Settings]:
         print(f"canal-dns: warning: {problem}", file=sys.stderr)
     for skip in feed.source.skips:
         print(f"canal-dns: warning: {skip}", file=sys.stderr)
-    return feed, settings
+    return feed
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

@@ -45,7 +45,7 @@ Prints every bound name with its VIP and cause, and every skipped one with its r
 
 _EXPLAIN = """\
 Prints the chain Service -> VirtualService -> Gateway -> VIP for each name, or the first rule that fails, with the object
-and the field. A name may be short: `helloworld` (namespace default), `helloworld.shop`, or the whole name."""
+and the field. A name may be short: `helloworld` (where one namespace has it), `helloworld.shop`, or the whole name."""
 
 _EXPLAIN_EXIT = "exit status: 0 when every name is bound, 1 when one is not, 2 for bad use.\n"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from canal_dns.mesh.explain import Explanation
+from canal_dns.mesh.explain import Explanation
 
 NO_ROUTE = "NoRoute"
 
@@ -108,9 +107,10 @@ def summary(plain: Mapping[str, Any]) -> str:
 
 
 def explanation(one: Explanation, paint: Paint) -> None:
-    """The chain of a name, one step a line, then the verdict."""
-    paint.line(f"{paint.strong(one.name)}: {one.verdict}")
+    """The chain of a name, one link a line, then the verdict."""
+    paint.line(paint.strong(one.name))
     for step in one.steps:
         mark = paint.good("ok  ") if step.ok else paint.bad("FAIL")
-        where = f"{step.object} {step.field}".rstrip()
-        paint.line(f"  {mark} {where}: {step.text}" if where else f"  {mark} {step.text}")
+        where = f"{step.object} {step.field}".strip()
+        paint.line(f"  {mark}  {where}: {step.text}" if where else f"  {mark}  {step.text}")
+    paint.line(paint.good(one.verdict) if one.bound else paint.bad(one.verdict))
