@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import plot
 from benchmarks.errors import BenchError
-from benchmarks.figures import OURS, TARGETS, Row, Spread, Target, ratio, rows
-from benchmarks.results import SATURATED, Results, read
+from benchmarks.figures import OURS, TARGETS, Row, Spread, Target, ratio, rows, spread
+from benchmarks.results import SATURATED, STEADY, Results, read
 from benchmarks.scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
@@ -149,7 +149,9 @@ def _rounds(number: int) -> str:
 
 
 def _limits(results: Results) -> str:
-    foreign = max((sample.foreign for sample in results.samples if sample.kind == SATURATED), default=0.0)
+    foreign = spread([sample.foreign for sample in results.samples if sample.kind == SATURATED])
+    steady = [sample for sample in results.samples if sample.kind == STEADY]
+    late = sum(sample.problems.get("late", 0) for sample in steady) / max(1, sum(sample.sent for sample in steady))
     return f"""## What it does not show
 
 - One client address, small and well-formed queries, names that are all in use: no floods, NXDOMAIN, TCP, EDNS or IPv6.
@@ -157,8 +159,9 @@ def _limits(results: Results) -> str:
 - Loopback has no network card: interrupts, and receiving up to a socket's queue, are not in the server's figures.
 - The generator never sleeps, so that no server pays for waking it up; real clients do.
 - CoreDNS runs without `errors`, `log`, `prometheus` and `kubernetes`: a cluster's own costs more per query than is shown.
-- The machine is shared. In the worst saturated run, others used {foreign:.0%} of the server's core. CPU per query counts
-  only the server's own time, yet caches and clock rates are shared.
+- The machine is shared. In saturated runs others used {foreign.middle:.0%} of the server's core (median; worst {foreign.high:.0%}).
+  CPU per query counts only the server's own time, yet caches and clock rates are shared; queries/s, and p99 above all, also
+  suffer from who else runs. At the fixed rate, {late:.1%} of the queries left later than the next one was due.
 """
 
 
