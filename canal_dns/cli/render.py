@@ -53,7 +53,8 @@ class Show:
 
 
 def table(plain: Mapping[str, Any], paint: Paint, *, everything: bool) -> None:
-    """The bindings (the shape of `table -o json`) as two tables; Services without a route are counted unless asked for."""
+    """The bindings (the shape of `table -o json`) as tables; Services without a route are counted unless asked for."""
+    _gateways(plain["gateways"], paint)
     bound = plain["bound"]
     paint.line(paint.strong(f"BOUND ({len(bound)})"))
     columns(
@@ -83,6 +84,28 @@ def table(plain: Mapping[str, Any], paint: Paint, *, everything: bool) -> None:
     for problem in plain.get("problems", ()):
         where = f"{problem['object']} {problem['field']}".rstrip()
         paint.line(f"problem: {where}: {problem['message']} ({problem['reason']})")
+
+
+def _gateways(gateways: Sequence[Mapping[str, Any]], paint: Paint) -> None:
+    paint.line(paint.strong(f"GATEWAYS ({len(gateways)})"))
+    columns(
+        ("SERVICE", "VIP", "READY", "PORTS", "ATTACHED"),
+        [
+            (
+                one["gateway"],
+                ", ".join(one["vips"]) or "none",
+                "yes" if one["ready"] else "no",
+                ", ".join(map(str, one["ports"])) or "none",
+                ", ".join(one["attached"]) or "none",
+            )
+            for one in gateways
+        ],
+        paint,
+    )
+    for one in gateways:
+        for warning in one["warnings"]:
+            paint.line(f"warning: {one['gateway']}: {warning}")
+    paint.line()
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], paint: Paint, first: Any = None) -> None:

@@ -7,6 +7,11 @@ import pytest
 from canal_dns.cli import render
 
 PLAIN = {
+    "gateways": [
+        {"gateway": "istio-system/gw", "vips": ["10.96.9.9", "fd00:10:96::9"], "ready": True, "ports": [80], "attached": ["ns/g"],
+         "warnings": []},
+        {"gateway": "ns/other", "vips": [], "ready": False, "ports": [], "attached": [], "warnings": ["no usable address"]},
+    ],
     "bound": [
         {
             "name": "helloworld.default.svc.cluster.local", "vips": ["10.96.9.9", "fd00:10:96::9"],
@@ -35,6 +40,12 @@ def text_of(stream, **options):
 
 def test_table():
     assert text_of(io.StringIO()).splitlines() == [
+        "GATEWAYS (2)",
+        "SERVICE           VIP                        READY   PORTS   ATTACHED",
+        "istio-system/gw   10.96.9.9, fd00:10:96::9   yes     80      ns/g",
+        "ns/other          none                       no      none    none",
+        "warning: ns/other: no usable address",
+        "",
         "BOUND (1)",
         "NAME                                   VIP                        GATEWAY           ROUTES",
         "helloworld.default.svc.cluster.local   10.96.9.9, fd00:10:96::9   istio-system/gw   default/helloworld",

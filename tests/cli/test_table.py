@@ -36,7 +36,8 @@ def test_every_service_is_bound_or_skipped(capsys):
 def test_text(capsys):
     assert main(["table", "--manifests", str(DEMO)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("BOUND (5)\nNAME ")
+    assert text.startswith("GATEWAYS (1)\nSERVICE ")
+    assert "\nBOUND (5)\nNAME " in text
     assert "\x1b" not in text
 
 
