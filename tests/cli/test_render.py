@@ -8,8 +8,8 @@ from canal_dns.cli import render
 
 PLAIN = {
     "gateways": [
-        {"gateway": "istio-system/gw", "vips": ["10.96.9.9", "fd00:10:96::9"], "ready": True, "ports": [80], "attached": ["ns/g"],
-         "warnings": []},
+        {"gateway": "istio-system/gw", "vips": ["10.96.9.9", "fd00:10:96::9"], "ready": True, "ports": [80],
+         "attached": ["ns/g"], "warnings": []},
         {"gateway": "ns/other", "vips": [], "ready": False, "ports": [], "attached": [], "warnings": ["no usable address"]},
     ],
     "bound": [
