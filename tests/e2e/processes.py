@@ -31,11 +31,11 @@ ADMIN = "127.0.0.1:9180"  # 8080 is CoreDNS's `health` here
 _GATEWAYS = ({"service": "istio-system/internalgateway"}, {"service": "istio-system/internalgateway-v4"})
 
 
-def until(condition: Callable[[], T | None], seconds: float, what: str, pause: float = 0.05) -> T:
+def until(condition: Callable[[], T | None], seconds: float, what: str | Callable[[], str], pause: float = 0.05) -> T:
     """The first true value of `condition`. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
         time.sleep(pause)
     return value
 
@@ -52,15 +52,14 @@ def http(url: str) -> tuple[int, str]:
         return 0, ""
 
 
-def series(url: str, name: str, **labels: str) -> float:
-    """The sum over all series of one metric that carry these labels."""
-    total = 0.0
-    for line in http(url)[1].splitlines():
-        if (found := re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)) and all(
-            f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()
-        ):
-            total += float(found[2])
-    return total
+def sums(url: str, *names: str, **labels: str) -> tuple[float, ...]:
+    """For each metric the sum over all its series that carry these labels."""
+    totals = dict.fromkeys(names, 0.0)
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    for name, given, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", http(url)[1], re.MULTILINE):
+        if name in totals and all(label in given for label in wanted):
+            totals[name] += float(value)
+    return tuple(totals.values())
 
 
 class Process:
@@ -80,12 +79,12 @@ class Process:
     def alive(self) -> bool:
         assert self.running is not None
         if self.running.poll() is not None:
-            raise AssertionError(f"{self.command[0]} ended by itself ({self.running.returncode}):\n{self.said()}")
+            raise AssertionError(f"ended by itself ({self.running.returncode}): {self.said()}")
         return True
 
     def said(self) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+        """What it was started as, and the end of its log."""
+        return f"{self.command}\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def members(self) -> dict[int, str]:
         """Process id -> state (R, S, T, Z, ...) of all that belong to it."""
@@ -143,7 +142,8 @@ class CoreDns(Process):
 
     def questions(self, **labels: str) -> float:
         """How many questions its server blocks were asked."""
-        return series("http://127.0.0.1:9153/metrics", "coredns_dns_requests_total", **labels)
+        (asked,) = sums("http://127.0.0.1:9153/metrics", "coredns_dns_requests_total", **labels)
+        return asked
 
 
 class CanalDns(Process):
@@ -168,10 +168,11 @@ class CanalDns(Process):
 
     def start(self) -> None:
         self.launch()
-        until(lambda: self.alive() and http(f"http://{ADMIN}/ready")[0] == 200, 30, f"canal-dns is ready:\n{self.said()}")
+        until(lambda: self.alive() and http(f"http://{ADMIN}/ready")[0] == 200, 30, self.said)
 
-    def count(self, name: str, **labels: str) -> float:
-        return series(f"http://{ADMIN}/metrics", name, **labels)
+    def series(self, *names: str) -> tuple[float, ...]:
+        """Each metric of /metrics, summed over its labels."""
+        return sums(f"http://{ADMIN}/metrics", *names)
 
 
 def _answers(address: str) -> bool:

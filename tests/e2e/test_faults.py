@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import cluster
-from tests.e2e.layouts import A_OLD, A, B, E, F, Site
+from tests.e2e.layouts import A_OLD, A, B, E, F, Layout, Site
 from tests.e2e.processes import ADMIN, http, until
 
 pytestmark = pytest.mark.e2e
@@ -41,6 +41,7 @@ def mended(site: Site) -> Iterator[Site]:
     yield site
     site.canal_dns.end()
     site.core_dns.end()
+    cluster.write_manifests(site.canal_dns.manifests)
     site.start()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.cluster import fqdn
 from tests.e2e.layouts import Site
-from tests.e2e.processes import datagrams, unchanged
+from tests.e2e.processes import datagrams, unchanged, until
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +31,13 @@ QUESTIONS = [
 """Name, type, answered by canal-dns itself. All of them pass through canal-dns in every layout."""
 
 
+@pytest.fixture(autouse=True)
+def quiet(site: Site) -> None:
+    """CoreDNS's own `loop` probe (HINFO, counted as "other"), some seconds after the start, is over: nobody else talks."""
+    until(lambda: site.core_dns.questions(type="other") >= 1, 30, "the probe of the `loop` plugin")
+    unchanged(datagrams, polls=3)
+
+
 @pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
 def test_datagrams_of_a_question_over_udp(site: Site, v6: bool) -> None:
     for name, kind, own in QUESTIONS:
@@ -42,27 +49,25 @@ def test_datagrams_of_a_question_over_udp(site: Site, v6: bool) -> None:
 
 
 @pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
-@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_each_server_is_asked_once(site: Site, tcp: bool, v6: bool) -> None:
+def test_each_server_is_asked_once_over_tcp(site: Site, v6: bool) -> None:
     def questions() -> tuple[float, float, float]:
-        canal = site.canal_dns
-        forwarded = canal.count("canal_dns_forward_requests_total")
-        return site.core_dns.questions(), canal.count("canal_dns_requests_total"), forwarded
+        canal = site.canal_dns.series("canal_dns_requests_total", "canal_dns_forward_requests_total")
+        return site.core_dns.questions(), *canal
 
     in_front = site.layout.name == "F"
+    before = unchanged(questions, polls=3, pause=0.01)
     for name, kind, own in QUESTIONS:
-        before = unchanged(questions, polls=2, pause=0.01)
-        site.ask(name, kind, tcp=tcp, v6=v6)
-        core, canal, forwarded = (
-            now - then for now, then in zip(unchanged(questions, polls=2, pause=0.01), before, strict=True)
-        )
+        site.ask(name, kind, tcp=True, v6=v6)
+        after = unchanged(questions, polls=3, pause=0.01)
+        core, canal, forwarded = (now - then for now, then in zip(after, before, strict=True))
         assert (canal, forwarded) == (1, 0 if own else 1), f"{name} {kind}"
         assert core == (0 if in_front else 1) + forwarded, f"{name} {kind}"
-    unchanged(questions)
+        before = after
+    assert unchanged(questions) == before
 
 
 def test_nothing_is_said_when_nobody_asks(site: Site) -> None:
     """Health probes start only after an error, so an idle chain is silent; and canal-dns has seen no question of its own."""
     before = datagrams()
-    assert unchanged(datagrams, polls=20) == before
-    assert site.canal_dns.count("canal_dns_loops_total") == 0
+    assert unchanged(datagrams, polls=15) == before
+    assert site.canal_dns.series("canal_dns_loops_total") == (0,)
