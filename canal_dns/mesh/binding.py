@@ -15,7 +15,15 @@ from canal_dns.mesh.cluster import Cluster
 from canal_dns.mesh.diagnosis import diagnose
 from canal_dns.mesh.hosts import service_of
 from canal_dns.mesh.model import GatewayModel
-from canal_dns.mesh.policy import Refusal, refusal_of_name, refusal_on_gateway, short_form_warnings, time_to_live, warnings
+from canal_dns.mesh.policy import (
+    Refusal,
+    objection,
+    refusal_of_name,
+    refusal_on_gateway,
+    short_form_warnings,
+    time_to_live,
+    warnings,
+)
 from canal_dns.mesh.records import Service, key_text
 from canal_dns.mesh.result import Bound, GatewayState, Problem, Reason, Result, Skipped, difference
 from canal_dns.mesh.serving import Served, serve
@@ -95,7 +103,8 @@ class Binder:
         forbidden = self.forbidden(service) if service else None
         refused = None
         if service is not None and forbidden is None:
-            refused = next((no for _, _, no in self.offers(name, service) if no is not None), None)
+            offers = self.offers(name, service)
+            refused = next((refusal_on_gateway(no, service, model, served) for model, served, no in offers if no), None)
         return diagnose(self.cluster.case(name, service, forbidden, refused))
 
     def _known(self) -> set[str]:
@@ -147,19 +156,21 @@ class Binder:
             self._conflicts[name] = tuple(self._conflict(bound, other, theirs) for other, theirs in accepted[1:])
         return bound
 
-    def offers(self, name: str, service: Service) -> Iterator[tuple[GatewayModel, Mapping[int, Served], Refusal | None]]:
+    def offers(self, name: str, service: Service) -> Iterator[tuple[GatewayModel, Mapping[int, Served], Reason | None]]:
         """The gateways that serve the name, each with what a policy has against it."""
         for model in self.cluster.models:
             served = serve(model, name, self.cluster.aliases(name), self.cluster.finder(model), self.cluster.counts)
             if served:
-                yield model, served, refusal_on_gateway(service, model, served, self.settings, self.unready)
+                yield model, served, objection(service, model, served, self.settings, self.unready)
 
     def _age(self, served: Mapping[int, Served]) -> tuple[float, str, str]:
         return min(self.cluster.resolved[route].age for part in served.values() for route in part.routes)
 
     def _bound_by(self, name: str, service: Service, model: GatewayModel, served: Mapping[int, Served]) -> Bound:
         parts = list(served.values())
-        told = warnings(service, model, served) + short_form_warnings(service, model, served, self.settings.cluster_domain)
+        told = warnings(service, model, served, self.settings) + short_form_warnings(
+            service, model, served, self.settings.cluster_domain
+        )
         return Bound(
             name=name,
             service=key_text(service.namespace, service.name),

@@ -1,8 +1,8 @@
 """The chain from a Service to the gateway's address, link by link, for a person who looks for the fault.
 
 Rules of this file:
-- the links stand in the order of the questions that people ask: the Service, the gateway and its pods, then for each VirtualService
-  its Gateway, selector, export, server port, hosts, route, destination; at last the ports of the Service;
+- the links stand in the order of the questions that people ask: the Service, the gateway and its pods, then for each
+  VirtualService its Gateway, selector, export, server port, hosts, route, destination; at last the ports of the Service;
 - a chain ends at its first broken link; the verdict is the one sentence of the result;
 - it reads what the rule found and decides nothing.
 """
@@ -17,9 +17,10 @@ from canal_dns.mesh.binding import NO_GATEWAYS, Binder
 from canal_dns.mesh.diagnosis import Case, findings
 from canal_dns.mesh.hosts import MESH, meant_service, service_of
 from canal_dns.mesh.model import GatewayModel
+from canal_dns.mesh.policy import refusal_on_gateway
 from canal_dns.mesh.records import Service
 from canal_dns.mesh.report import unmentioned
-from canal_dns.mesh.result import Bound, Result, joined
+from canal_dns.mesh.result import Bound, Reason, Result, joined
 from canal_dns.mesh.rules import Resolved
 from canal_dns.mesh.traces import Finding, Stage
 from canal_dns.mesh.view import View
@@ -189,24 +190,25 @@ def _links(source: Resolved, gateways: Iterable[str], reached: Stage, broken: Fi
             break
         of_gateway = stage in (Stage.ATTACHED, Stage.SERVER)
         thing = f"Gateway {names}" if of_gateway else f"VirtualService {source.key}"
-        yield Step(thing, field, f"{thing} {text.format(gateways=names)}", True)
+        yield Step(thing, field, text.format(gateways=names), True)
     if broken is not None:
         yield Step(broken.refusal.object, broken.refusal.field, broken.refusal.message, False)
 
 
 def _port_steps(binder: Binder, full: str, service: Service, only: str = "") -> Iterator[Step]:
     """Each port of the Service: is it open on the gateway's Service, on a Gateway, and does it serve the name?"""
-    for model, served, refusal in binder.offers(full, service):
+    this = f"Service {service.namespace}/{service.name}"
+    for model, served, reason in binder.offers(full, service):
         if only and model.frame.name != only:
             continue
         for index, port in enumerate(service.ports):
             field = f"spec.ports[{index}]"
-            if port.protocol == "TCP" and port.port in served:
-                part = served[port.port]
+            part = served.get(port.port) if port.protocol == "TCP" else None
+            if part is not None:
                 text = f"port {port.port} is served as {part.protocol} by {joined(sorted(part.gateways))} on {model.frame.name}"
-                yield Step(f"Service {full}", field, text, True)
-            else:
-                text = f"port {port.port}/{port.protocol} is not served on {model.frame.name}"
-                yield Step(f"Service {full}", field, text, bool(only))
-        if refusal is not None and not only:
+                yield Step(this, field, text, True)
+            elif reason is not Reason.PORT_NOT_SERVED:
+                yield Step(this, field, f"port {port.port}/{port.protocol} is not served on {model.frame.name}", True)
+        if reason is not None and not only:
+            refusal = refusal_on_gateway(reason, service, model, served)
             yield Step(refusal.object, refusal.field, refusal.message, False)

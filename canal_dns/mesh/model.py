@@ -196,8 +196,8 @@ class GatewayModel:
             if host is None:
                 host = table.hosts[domain] = VirtualHost(domain)
                 table.domains.add(domain)
-            state = (host.namespace_changes, host.redirecting > 0)
-            changed = host.change(before.get((name, domain), ()), after.get((name, domain), ()))
+            redirected = host.redirecting > 0
+            changed, governed = host.change(before.get((name, domain), ()), after.get((name, domain), ()))
             closed = not host.entries
             if closed:
                 del table.hosts[domain]
@@ -205,7 +205,7 @@ class GatewayModel:
                     table.domains.remove(domain)
             touched.update(target.host for entry in changed for target in entry.built.targets)
             judges = any(entry.built.match.authority for entry in changed)
-            if not is_wildcard(domain) or opened or closed or judges or state != (host.namespace_changes, host.redirecting > 0):
+            if not is_wildcard(domain) or opened or closed or judges or governed or redirected != (host.redirecting > 0):
                 touched.add(domain)
         return touched
 

@@ -74,29 +74,36 @@ def _annotation(name: str) -> str:
     return f"metadata.annotations[{name}]"
 
 
-def refusal_on_gateway(
+def objection(
     service: Service, model: GatewayModel, served: Mapping[int, Served], settings: BindingSettings, unready: frozenset[str]
-) -> Refusal | None:
-    """What forbids the name on a gateway that serves it on some port."""
+) -> Reason | None:
+    """What forbids the name on a gateway that serves it on some port; `refusal_on_gateway` says it in words."""
     if model.frame.unusable:
-        return Refusal(Reason.GATEWAY_NOT_USABLE, model.frame.unusable, f"Service {model.frame.name}", "spec.clusterIPs")
-    missing = list(_missing_ports(service, served))
-    if missing and settings.port_guard is PortGuard.ENFORCE:
-        return _port_refusal(service, model, missing[0])
-    foreign = _foreign(service, model, served)
-    if foreign and settings.cross_namespace is CrossNamespace.DENY:
-        return Refusal(
-            Reason.CROSS_NAMESPACE,
-            f"VirtualService {foreign[0]} governs the name too, which is neither of namespace {service.namespace} nor of the "
-            f"gateway's; the Service can consent with the annotation {ANNOTATION_ALLOW_FROM}",
-            f"VirtualService {foreign[0]}",
-            "metadata.namespace",
-            foreign[0],
-        )
-    if model.frame.name in unready and settings.gateway_unready is GatewayUnready.FORWARD:
-        message = f"the gateway {model.frame.name} has no ready endpoint: its names are forwarded"
-        return Refusal(Reason.GATEWAY_NOT_READY, message, f"Service {model.frame.name}")
+        return Reason.GATEWAY_NOT_USABLE
+    if settings.port_guard is PortGuard.ENFORCE and next(_missing_ports(service, served), None) is not None:
+        return Reason.PORT_NOT_SERVED
+    if settings.cross_namespace is CrossNamespace.DENY and _is_foreign(service, model, served):
+        return Reason.CROSS_NAMESPACE
+    if settings.gateway_unready is GatewayUnready.FORWARD and model.frame.name in unready:
+        return Reason.GATEWAY_NOT_READY
     return None
+
+
+def refusal_on_gateway(reason: Reason, service: Service, model: GatewayModel, served: Mapping[int, Served]) -> Refusal:
+    """An objection, with object, field and a sentence."""
+    name = model.frame.name
+    if reason is Reason.GATEWAY_NOT_USABLE:
+        return Refusal(reason, model.frame.unusable, f"Service {name}", "spec.clusterIPs")
+    if reason is Reason.PORT_NOT_SERVED:
+        return _port_refusal(service, model, next(_missing_ports(service, served)))
+    if reason is Reason.CROSS_NAMESPACE:
+        foreign = _first_foreign(service, model, served)
+        message = (
+            f"VirtualService {foreign} governs the name too, which is neither of namespace {service.namespace} nor of the "
+            f"gateway's; the Service can consent with the annotation {ANNOTATION_ALLOW_FROM}"
+        )
+        return Refusal(reason, message, f"VirtualService {foreign}", "metadata.namespace", foreign)
+    return Refusal(reason, f"the gateway {name} has no ready endpoint: its names are forwarded", f"Service {name}")
 
 
 def _missing_ports(service: Service, served: Mapping[int, Served]) -> Iterator[tuple[int, ServicePort]]:
@@ -129,12 +136,24 @@ def _asked(service: Service, served: Mapping[int, Served]) -> list[Served]:
     return own or list(served.values())
 
 
-def _foreign(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> list[str]:
-    """VirtualServices that see the name's requests without being entitled to."""
+def _entitled(service: Service, model: GatewayModel) -> frozenset[str]:
+    """Namespaces whose VirtualServices may see the requests for the Service's name."""
+    return service.allow_from | {service.namespace, model.frame.workload.namespace}
+
+
+def _is_foreign(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> bool:
+    """A VirtualService sees the name's requests without being entitled to."""
+    entitled = _entitled(service, model)
     if "*" in service.allow_from:
-        return []
-    entitled = {service.namespace, model.frame.workload.namespace, *service.allow_from}
-    return sorted({one for part in _asked(service, served) for one in part.governors if one.partition("/")[0] not in entitled})
+        return False
+    return any(one not in entitled for part in _asked(service, served) for some in part.namespaces for one in some)
+
+
+def _first_foreign(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> str:
+    """The first such VirtualService by name."""
+    entitled = _entitled(service, model)
+    sources = {one for part in _asked(service, served) for some in part.governors for one in some}
+    return min(one for one in sources if one.partition("/")[0] not in entitled)
 
 
 def time_to_live(service: Service, settings: BindingSettings) -> int:
@@ -142,14 +161,13 @@ def time_to_live(service: Service, settings: BindingSettings) -> int:
     return settings.ttl if service.ttl is None else min(max(service.ttl, MIN_TTL), MAX_TTL)
 
 
-def warnings(service: Service, model: GatewayModel, served: Mapping[int, Served]) -> list[str]:
+def warnings(service: Service, model: GatewayModel, served: Mapping[int, Served], settings: BindingSettings) -> list[str]:
     """What a person should know about a name that is bound all the same."""
     told: set[str] = set()
     for _, port in _missing_ports(service, served):
         told.add(f"port {port.port}/{port.protocol} of the Service is not served by the gateway, and clients lose it")
-    foreign = _foreign(service, model, served)
-    if foreign:
-        told.add(f"governed by VirtualServices of other namespaces without consent: {joined(foreign)}")
+    if settings.cross_namespace is CrossNamespace.WARN and _is_foreign(service, model, served):
+        told.add("VirtualServices of other namespaces govern the name without the Service's consent")
     for one in model.frame.attached:
         name = f"{one.namespace}/{one.name}"
         if not one.selector and any(name in part.gateways for part in served.values()):
@@ -184,7 +202,7 @@ def short_form_warnings(service: Service, model: GatewayModel, served: Mapping[i
             continue
         for form in (service.name, f"{service.name}.{service.namespace}", f"{service.name}.{service.namespace}.svc"):
             hosts = [way.host for way in ways(model, listener, form) if way.table is not None]
-            if not any(host is not None and host.governors(form) & part.routes for host in hosts):
+            if not any(route in host.governors(form) for host in hosts if host is not None for route in part.routes):
                 lost.add(form)
     if not lost:
         return []

@@ -33,8 +33,10 @@ class Served:
     """VirtualServices by which it is claimed, `namespace/name`."""
     gateways: frozenset[str]
     """Gateway objects on whose servers these stand."""
-    governors: frozenset[str]
-    """VirtualServices whose routes see requests for the name."""
+    governors: tuple[Collection[str], ...]
+    """VirtualServices whose routes see requests for the name: to be read at once, it is the model's own."""
+    namespaces: tuple[Collection[str], ...]
+    """Their namespaces."""
     protocol: str
     """`http`, `https`, `tls` (by server name) or `tcp`."""
     warnings: frozenset[str] = frozenset()
@@ -127,7 +129,15 @@ def _claim_chain(way: Way, name: str, find: Find, counts: Counts) -> Served | No
     warnings = {one.warning for one in found if one.warning and one.host == name}
     if chain.chain.tls:
         warnings.add("it is reached over TLS only, which the gateway terminates: clients must speak TLS")
-    return Served(frozenset(claims), source, frozenset({chain.chain.placed.gateway}), source, way.protocol, frozenset(warnings))
+    return Served(
+        claims=frozenset(claims),
+        routes=source,
+        gateways=frozenset({chain.chain.placed.gateway}),
+        governors=(source,),
+        namespaces=(frozenset({chain.offer.virtual_service.partition("/")[0]}),),
+        protocol=way.protocol,
+        warnings=frozenset(warnings),
+    )
 
 
 def _claim_host(
@@ -160,8 +170,15 @@ def _claim_host(
         warnings.update(one.warning for one in found if one.warning)
     if not claims:
         return None
-    governors = frozenset(host.governors(name))
-    return Served(frozenset(claims), frozenset(routes), frozenset(gateways), governors, way.protocol, frozenset(warnings))
+    return Served(
+        claims=frozenset(claims),
+        routes=frozenset(routes),
+        gateways=frozenset(gateways),
+        governors=(host.governors(name),),
+        namespaces=(host.governing_namespaces(name),),
+        protocol=way.protocol,
+        warnings=frozenset(warnings),
+    )
 
 
 def _joined(parts: list[Served]) -> Served:
@@ -169,7 +186,8 @@ def _joined(parts: list[Served]) -> Served:
         claims=frozenset().union(*(one.claims for one in parts)),
         routes=frozenset().union(*(one.routes for one in parts)),
         gateways=frozenset().union(*(one.gateways for one in parts)),
-        governors=frozenset().union(*(one.governors for one in parts)),
+        governors=tuple(some for one in parts for some in one.governors),
+        namespaces=tuple(some for one in parts for some in one.namespaces),
         protocol=parts[0].protocol,
         warnings=frozenset().union(*(one.warnings for one in parts)),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from canal_dns.mesh.hosts import is_wildcard
 from canal_dns.mesh.matches import EVERYTHING, Condition, PathTest
@@ -118,8 +118,8 @@ class VirtualHost:
         """VirtualService -> its reached routes, tests of the authority aside."""
         self.namespaces: Counter[str] = Counter()
         """Namespace -> reached routes of its VirtualServices."""
-        self.namespace_changes = 0
-        """Counts how often a namespace came or went: whoever asks who governs the domain compares it."""
+        self._were: dict[str, bool] = {}
+        """Namespaces whose routes changed in this change -> were any of them reached before?"""
         self.redirecting = 0
         """Routes that came by a server with httpsRedirect."""
         self._paths = Paths()
@@ -130,9 +130,11 @@ class VirtualHost:
         self._folded: dict[str, set[str]] = {}
         self._catch_alls: list[Place] = []
 
-    def change(self, gone: Iterable[Entry], new: Iterable[Entry]) -> set[Entry]:
-        """Take routes out and put routes in. Returns all whose part changed: these, and those now reached or hidden."""
+    def change(self, gone: Iterable[Entry], new: Iterable[Entry]) -> tuple[set[Entry], bool]:
+        """Take routes out and put routes in. Returns all whose part changed: these, and those now reached or hidden; and
+        whether other namespaces govern the domain now."""
         changed: set[Entry] = set()
+        self._were.clear()
         doubtful: set[Place] = set()
         for entry in gone:
             changed.add(entry)
@@ -153,7 +155,7 @@ class VirtualHost:
             found = self.entries.get(place)
             if found is not None and self._update(found):
                 changed.add(found)
-        return changed
+        return changed, any((name in self.namespaces) != was for name, was in self._were.items())
 
     def passing(self, host: str) -> list[Entry]:
         """The routes that test the authority and let a request for this name through."""
@@ -178,11 +180,17 @@ class VirtualHost:
             if self.reached(entry, host, extra):
                 yield entry
 
-    def governors(self, host: str) -> set[str]:
+    def governors(self, host: str) -> Collection[str]:
         """The VirtualServices with a route to which some request for this name comes."""
         if self.special and self.passing(host):
             return {entry.virtual_service for entry in self.reached_by(host)}
-        return set(self.governing)
+        return self.governing.keys()
+
+    def governing_namespaces(self, host: str) -> Collection[str]:
+        """The namespaces of these VirtualServices."""
+        if self.special and self.passing(host):
+            return {one.partition("/")[0] for one in self.governors(host)}
+        return self.namespaces.keys()
 
     def in_the_way(self, entry: Entry, host: str) -> list[Entry]:
         """Earlier routes that take what this one would, for messages: at best the one that takes it all."""
@@ -283,11 +291,11 @@ class VirtualHost:
 
     def _govern(self, entry: Entry, by: int) -> None:
         namespace = entry.virtual_service.partition("/")[0]
+        self._were.setdefault(namespace, namespace in self.namespaces)
         for counter, name in ((self.governing, entry.virtual_service), (self.namespaces, namespace)):
             counter[name] += by
             if not counter[name]:
                 del counter[name]
-        self.namespace_changes += self.namespaces[namespace] == (1 if by > 0 else 0)
 
     def _leaves(self, entry: Entry, extra: Iterable[Entry]) -> bool:
         """Some candidate path has a request that no earlier route takes."""
