@@ -1,41 +1,25 @@
-"""One readiness event of a UDP socket in pure Python: read up to a budget, answer hits at once, hand back the rest.
+"""One readiness event of a UDP socket: read up to a budget, answer hits at once, hand back the rest.
 
 Rules of this file:
 - never blocks, and never raises for what a peer or the kernel does: an error costs the one reply that met it, and is counted;
 - a datagram of no octets is a datagram: only the kernel's "nothing there" ends a batch early;
 - who may ask is settled before the table is looked at: `gate.free` knows; for anybody else decide() does, as for every miss;
-- counters are added to once per batch.
+- one packet, one call: what runs everywhere. `_batch_mmsg` is the same for kernels that take many at once.
 """
 
 from __future__ import annotations
 
-import time
-from typing import NamedTuple
-
 from canal_dns.dns.access import LAST_DROPPED_PORT, Gate
-from canal_dns.dns.responder import Source, answer_from_table
+from canal_dns.dns.responder import answer_from_table
 from canal_dns.dns.table import AnswerTable
-from canal_dns.dns.wire import rcode_text, type_label
 from canal_dns.metrics import Counters
-from canal_dns.server.sockets import Control, Peer, UdpSocket, count_send_error, reply_control
+from canal_dns.server.hits import Miss, count_hits
+from canal_dns.server.sockets import UdpSocket, count_send_error, reply_control
 
-MAX_PACKET = 4096
+MAX_PACKET = 1024
 """Octets read of one datagram: several times what a query can need. What is cut off fails to parse."""
 CONTROL = 128
 """Octets for control messages: one in6_pktinfo with its header takes 40."""
-
-_QUESTION = 12
-_TABLE = (Source.TABLE.value,)
-_NOERROR = (rcode_text(0),)
-_UDP_TYPES = [("udp", type_label(qtype)) for qtype in range(256)]
-
-
-class Miss(NamedTuple):
-    """A datagram that the table did not answer, with what it takes to reply."""
-
-    packet: bytes
-    peer: Peer
-    control: Control
 
 
 def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, counters: Counters, now: float) -> list[Miss]:
@@ -44,11 +28,11 @@ def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, c
     `now`: seconds of the monotonic clock when the event came.
     """
     misses: list[Miss] = []
-    types: list[int] = []
+    replies: list[bytes] = []
     errors: list[OSError] = []
-    (_drain_wildcard if sock.wildcard else _drain_one_address)(sock, table, gate.free, budget, misses, types, errors)
-    if types:
-        _count_hits(types, counters, now)
+    (_drain_wildcard if sock.wildcard else _drain_one_address)(sock, table, gate.free, budget, misses, replies, errors)
+    if replies:
+        count_hits(replies, counters, now)
     for error in errors:
         count_send_error(error, counters)
     return misses
@@ -60,7 +44,7 @@ def _drain_one_address(
     free: set[str],
     budget: int,
     misses: list[Miss],
-    types: list[int],
+    replies: list[bytes],
     errors: list[OSError],
 ) -> None:
     receive, send = sock.recvfrom, sock.sendto
@@ -80,7 +64,7 @@ def _drain_one_address(
                 except OSError as error:
                     errors.append(error)
                 else:
-                    types.append(reply[reply.find(0, _QUESTION) + 2])
+                    replies.append(reply)
                 continue
         misses.append(Miss(packet, peer, ()))
 
@@ -91,7 +75,7 @@ def _drain_wildcard(
     free: set[str],
     budget: int,
     misses: list[Miss],
-    types: list[int],
+    replies: list[bytes],
     errors: list[OSError],
 ) -> None:
     """The same, with the address that was asked: the reply leaves from there."""
@@ -111,16 +95,6 @@ def _drain_wildcard(
                 except OSError as error:
                     errors.append(error)
                 else:
-                    types.append(reply[reply.find(0, _QUESTION) + 2])
+                    replies.append(reply)
                 continue
         misses.append(Miss(packet, peer, reply_control(control)))
-
-
-def _count_hits(types: list[int], counters: Counters, now: float) -> None:
-    """A hit has NOERROR, and its type in one octet: the bound types are all below 256."""
-    requests = counters["canal_dns_requests_total"]
-    for qtype in set(types):
-        requests[_UDP_TYPES[qtype]] += types.count(qtype)
-    counters["canal_dns_responses_total"][_NOERROR] += len(types)
-    counters["canal_dns_answers_total"][_TABLE] += len(types)
-    counters.histograms["canal_dns_request_duration_seconds"][_TABLE].observe(time.monotonic() - now, len(types))

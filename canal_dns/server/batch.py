@@ -2,25 +2,32 @@
 
 Rules of this file:
 - a filling offers `drain(sock, table, gate, budget, counters, now)` as `_batch_py` documents it, and nothing else;
-- CANAL_DNS_NO_EXTENSIONS=1 forbids a native filling; this version has none, so it only shows in REASON.
+- the fastest that this platform has runs; CANAL_DNS_NO_EXTENSIONS=1 leaves only the plain one.
 """
 
 from __future__ import annotations
 
 import os
 
-from canal_dns.server._batch_py import Miss, drain
+from canal_dns.server.hits import Miss
 
 __all__ = ["BUDGET", "IMPLEMENTATION", "REASON", "Miss", "drain"]
 
 BUDGET = 64
 """Datagrams per readiness event: enough to spread its cost, and over before timers and TCP are late (0.5 ms of hits)."""
 
-IMPLEMENTATION = "pure"
+IMPLEMENTATION: str
 """Which filling runs: a label of `canal_dns_build_info`."""
-REASON = (
-    "CANAL_DNS_NO_EXTENSIONS forbids the native loop"
-    if os.environ.get("CANAL_DNS_NO_EXTENSIONS") == "1"
-    else "this version has no native loop"
-)
+REASON: str
 """Why it runs, in words."""
+
+try:
+    if os.environ.get("CANAL_DNS_NO_EXTENSIONS") == "1":
+        raise ImportError("CANAL_DNS_NO_EXTENSIONS forbids any other")
+    from canal_dns.server._batch_mmsg import drain
+
+    IMPLEMENTATION, REASON = "mmsg", "the kernel takes many datagrams in one call"
+except (ImportError, AttributeError, OSError) as _problem:
+    from canal_dns.server._batch_py import drain
+
+    IMPLEMENTATION, REASON = "pure", str(_problem)

@@ -31,7 +31,8 @@ STREAM_BUFFER = 128 << 10
 BACKLOG = 1024
 """Connections that may wait for accept."""
 
-_IP_PKTINFO = 8
+IP_PKTINFO = 8
+"""Linux's number; the socket module has a name for it since Python 3.14 only."""
 _SO_MEMINFO = 55
 _MEMINFO_DROPS = 8
 _NO_INTERFACE = bytes(4)
@@ -65,7 +66,7 @@ def open_udp(endpoint: Endpoint, *, shared: bool) -> UdpSocket:
             if endpoint.is_ipv6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         _bind(sock, endpoint, shared=shared)
         undo.pop_all()
     return sock
@@ -116,7 +117,7 @@ def reply_control(control: Control) -> Control:
     The interface in them is cleared: routing decides the way back (struct in_pktinfo, ip(7); RFC 3542 section 6.1).
     """
     for level, kind, data in control:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
             return ((level, kind, _NO_INTERFACE + data[4:]),)
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
             return ((level, kind, data[:16] + _NO_INTERFACE),)
