@@ -75,16 +75,13 @@ def trace(case: Trace) -> Finding:
     if case.intent.kind == "host":
         steps = [_http] * bool(case.resolved.http) + [_tcp] * bool(case.resolved.tcp) + [_tls] * bool(case.resolved.tls)
         found = [step(case) for step in steps]
-        return (
-            max(found, key=lambda one: one.stage)
-            if found
-            else case.no(Stage.ACTION, Reason.NO_ACTION, "it has no routes", "spec")
-        )
+        return max(found, key=lambda one: one.stage) if found else _no_routes(case)
     return (_tcp if field.startswith("spec.tcp") else _tls if field.startswith("spec.tls") else _http)(case)
 
 
 def _no_routes(case: Trace) -> Finding:
-    for unused in case.resolved.unused:
+    if case.resolved.unused:
+        unused = case.resolved.unused[0]
         return case.no(Stage.MATCH, Reason.DELEGATE, unused.message, unused.field, unused.owner)
     return case.no(Stage.ACTION, Reason.NO_ACTION, "it has no routes", "spec")
 
