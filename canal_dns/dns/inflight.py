@@ -268,10 +268,14 @@ class Inflight:
 
     def refused(self, channel: Channel, now: float) -> None:
         """ICMP says that nobody listens at the other end: ask somebody else at once, and go on listening (TuDoor)."""
-        self._upstreams.hinted(channel.upstream, now)
         for flight in channel.waiters():
-            flight.refused = True
-            self._ask_another(flight)
+            self.unsent(flight, channel.upstream, now)
+
+    def unsent(self, flight: Flight, upstream: Upstream, now: float) -> None:
+        """The question cannot have reached the upstream: there is no route, no socket, or nobody at home."""
+        flight.refused = True
+        self._upstreams.hinted(upstream, now)
+        self._ask_another(flight)
 
     def lost(self, channel: Channel, *, connected: bool) -> None:
         """A stream broke; `connected`: it had been one, so that it may only have been idle for too long: try a new one once."""

@@ -175,6 +175,7 @@ class Forwarder:
             channel = self._udp.single(upstream, now) if flight.probe else self._udp.take(upstream, now)
         except OSError:
             self._failures[(upstream.text, "socket")] += 1
+            self._inflight.unsent(flight, upstream, now)
             return
         ident = self._inflight.assign(flight, channel)
         packet = probe_packet(ident) if flight.probe else upstream_query(flight.query, ident, do=flight.do)

@@ -33,7 +33,7 @@ class TcpChannel(Channel, asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         self.connected = False
-        """It was, at some time."""
+        """It was, at some time, and with a server that speaks DNS."""
         self.dialling: asyncio.Task[None] | None = None
         self.local: Address | None = None
         self.used = now
@@ -65,6 +65,8 @@ class TcpChannel(Channel, asyncio.Protocol):
         for message in self._framer.feed(data):
             self._home.arrived(self, message)
         if self._framer.empty_frame and self._transport is not None:
+            # It does not speak DNS, and would not on a new connection either.
+            self.connected = False
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

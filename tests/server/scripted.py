@@ -10,6 +10,7 @@ A script is called with each `Ask`, which has what came in and ways to answer it
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -226,8 +227,15 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         def write(packet: bytes) -> None:
-            if not self._transport.is_closing():
+            if self._transport.is_closing():
+                return
+            if packet:
                 self._transport.sendto(packet, addr)
+            else:
+                # asyncio sends no empty datagrams.
+                own = self._transport.get_extra_info("socket").fileno()
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, fileno=os.dup(own)) as sock:
+                    sock.sendto(b"", addr)
 
         self._upstream.asked(data, addr[1], write, None)
 
