@@ -242,6 +242,8 @@ def cls_01(lab, case):
     for done in lab.generic(case):
         text = done.replies[0].lower()
         need(not any(word in text for word in (b"canal", b"python", b"uvloop")), "the version is disclosed")
+        message = dns.read(done.replies[0])
+        need(message.rcode == "REFUSED" or message.answer[0].rtype == dns.TXT, "neither REFUSED nor a text")
 
 
 @dedicated()

@@ -118,8 +118,6 @@ def tcp_06(lab, case):
         client.send(lab.baseline)
         got = client.receive(6.0)
         need(got is CLOSED or (got is not None and dns.read(got).addresses() == [VIP4]), "neither closed nor answered")
-        if got is not CLOSED:
-            need(client.ask(lab.baseline) not in (None, CLOSED), "the connection is dead afterwards")
     need(lab.server.cpu() - before < 1.0, "the server spins")
 
 
@@ -245,7 +243,7 @@ def tcp_17(workers, case):
                 client.send(*(dns.query(f"q{number}.big.up.test", dns.TXT, ident=number) for number in range(28)))
                 peak = closed = 0
                 while not closed and time.monotonic() - begin < case.check["within_s"] + 2 + SLACK:
-                    time.sleep(0.2)
+                    time.sleep(0.05)
                     peak = max(peak, server.memory() - before)
                     need(other.ask(lab.baseline, 1.0) is not None, "another client was not answered meanwhile")
                     if time.monotonic() - begin > 6:

@@ -18,6 +18,18 @@ SHARED = 4
 SLACK = 1.0
 """Seconds added to within_s, which is about time-outs, for the same reason."""
 VIPS = {"VIP4": "10.96.0.200", "VIP6": "fd00:10:96::c8"}
+BOUND = {
+    dns.wire_name(f"{name}.shop.svc.cluster.local"): vips
+    for name, vips in {
+        "web": {VIPS["VIP4"]},
+        "dual": set(VIPS.values()),
+        "v6": {VIPS["VIP6"]},
+        "api-0": {VIPS["VIP4"]},
+    }.items()
+}
+"""The bound names of the fixture, and the only addresses that they have."""
+FORGED = bytes((6, 6, 6, 6))
+"""What no client may ever see: the upstream's scripts use it in forged and smuggled records."""
 
 ELSEWHERE = {
     "sweep", "alive_after", "count", "within_s", "max_ms", "upstream_outstanding_max", "upstream_ids", "upstream_packets_max",
@@ -76,7 +88,8 @@ def _result(wanted, exchange):
 
 
 def always(exchange, message):
-    """What holds for every reply (RFC 1035, 6891; meta.policy): ID, opcode, question, RA, Z, size, OPT, TC."""
+    """What holds for every reply (RFC 1035, 6891; meta.policy): ID, opcode, question, RA, Z, size, OPT, TC, no other address
+    than its VIPs for a bound name in any section, nothing forged."""
     sent, found = exchange.sent, []
     try:
         asked = dns.read(sent, reply=False)
@@ -97,14 +110,22 @@ def always(exchange, message):
         found.append("the question is not the client's, octet for octet")
     if not message.questions and message.rcode not in ("FORMERR", "NOTIMP"):
         found.append(f"{message.rcode} without a question")
+    for record in message.records:
+        if record.address and record.address not in BOUND.get(record.name.lower(), {record.address}):
+            found.append(f"a bound name has the address {record.address}")
+    if FORGED in message.wire:
+        found.append("6.6.6.6 reached the client")
     if exchange.transport == "tcp":
         if message.bit("tc"):
             found.append("TC=1 over TCP")
     elif len(message.wire) > udp_limit(asked):
         found.append(f"{len(message.wire)} octets over UDP, {udp_limit(asked)} were allowed")
     if asked is not None and asked.opcode == 0 and len(asked.questions) == 1:
-        if (asked.opt is None) != (message.opt is None):
-            found.append("an OPT without one in the query" if message.opt else "no OPT although the query had one")
+        if asked.opt is None and message.opt is not None:
+            found.append("an OPT without one in the query")
+        elif asked.opt is not None and message.opt is None:
+            # What is wrong may be the OPT itself (RFC 6891 section 7).
+            found += [] if message.rcode == "FORMERR" else ["no OPT although the query had one"]
         elif asked.opt is not None and message.rcode == "NOERROR" and (asked.opt.ttl ^ message.opt.ttl) & 0x8000:
             found.append("DO is not the client's")
     return found

@@ -161,6 +161,8 @@ class Server:
     """One `canal-dns serve` process on 127.0.0.1, [::1] and 127.0.0.2."""
 
     HOSTS = ("127.0.0.1", "::1", "127.0.0.2")
+    COMMAND = (sys.executable, "-m", "canal_dns", "serve", "-c")
+    """What is run, with the configuration file as the last argument."""
 
     def __init__(self, folder, upstreams, *, workers=0, changes=None, manifests=True, wait=True):
         """`changes`: keys of the configuration that differ; `manifests=False`: the folder is not there yet."""
@@ -191,7 +193,7 @@ class Server:
     def __enter__(self):
         file = self.folder / "canal-dns.yaml"
         file.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "canal_dns", "serve", "-c", str(file)]
+        command = [*self.COMMAND, str(file)]
         with self.log.open("wb") as log:
             root = Path(__file__).resolve().parents[2]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=root)

@@ -20,6 +20,8 @@ from tests.conformance import message as dns
 QUESTION = b"\xc0\x0c"
 """A pointer to the name in the question."""
 FORGED = "6.6.6.6"
+UNRELATED = "6.6.6.7"
+"""In a record that may be relayed, but must not be believed later."""
 GOOD = "192.0.2.1"
 
 CLUSTER_ADDRESSES = {
@@ -280,7 +282,7 @@ def smuggled(ask):
 
 
 def unrelated(ask):
-    ask.reply(answer=[dns.a(QUESTION, GOOD), dns.a("bank.test", FORGED)])
+    ask.reply(answer=[dns.a(QUESTION, GOOD), dns.a("bank.test", UNRELATED)])
 
 
 def huge_ttl(ask):
