@@ -25,6 +25,13 @@ FWD_MALFORMED = (
 )
 
 
+@pytest.fixture(autouse=True)
+def impatient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times as many probes a second: an upstream is found out the sooner."""
+    for module in ("upstreams", "inflight"):
+        monkeypatch.setattr(f"canal_dns.dns.{module}.PROBE_INTERVAL", 0.1)
+
+
 def then_true(*before: Callable[[Ask], None]) -> Callable[[Ask], None]:
     """Something else first, and the true reply 50 ms later."""
 
