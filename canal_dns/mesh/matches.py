@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from canal_dns.mesh.patterns import Pattern, pattern
 from canal_dns.mesh.records import HttpMatch, StringMatch, Uses
@@ -18,6 +19,7 @@ from canal_dns.mesh.records import HttpMatch, StringMatch, Uses
 FRESH = "~canal-dns~"
 """A text that no configuration contains: what a client may send that no test has foreseen."""
 
+_MAX_REGEX_PATHS = 24
 _AUTHORITY = (":authority", "host")
 _ALL_PATHS = StringMatch(Uses.PREFIX, "/")
 
@@ -47,14 +49,13 @@ def examples(test: StringMatch) -> list[str]:
     known = pattern(test.value)
     if known is None:
         return [_unknown(test.value)]
-    short = known.example()
-    tried = [FRESH, *([] if short is None else [short + FRESH, short])]
-    return [text for text in tried if known.takes(text)]
+    shortest = known.examples(limit=4)
+    return [text for text in (FRESH, *(short + FRESH for short in shortest), *shortest) if known.takes(text)]
 
 
 def _unknown(regex: str) -> str:
     """Stands for the texts of an expression that is not understood: different from everything else."""
-    return f"{FRESH}{regex}"
+    return f"/{FRESH}{regex}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +110,39 @@ class PathTest:
 
     def candidates(self) -> tuple[str, ...]:
         """Paths that pass, such that a request for this route alone has one of them: the least foreseen ones first."""
-        value = self.test.value
-        if self.test.uses is Uses.REGEX:
-            paths = list(_regex_paths(value))
-        elif self.test.uses is Uses.EXACT:
-            paths = [value]
-        else:
-            paths = [value + FRESH, f"{value.removesuffix('/')}/{FRESH}", value]
-        if self.fold:
-            paths += [variant for path in paths for variant in (path.lower(), path.upper(), path.swapcase())]
-        return tuple(dict.fromkeys(path for path in paths if path.startswith("/") and self.takes(path)))
+        return _candidates(self)
+
+
+@lru_cache(maxsize=16_384)
+def _candidates(test: PathTest) -> tuple[str, ...]:
+    value = test.test.value
+    if test.test.uses is Uses.REGEX:
+        paths = list(dict.fromkeys(_regex_paths(value)))[:_MAX_REGEX_PATHS]
+    elif test.test.uses is Uses.EXACT:
+        paths = [value]
+    else:
+        paths = [value + FRESH, f"{value.removesuffix('/')}/{FRESH}", value]
+    if test.fold:
+        paths += [variant for path in paths for variant in (path.lower(), path.upper(), path.swapcase())]
+    return tuple(dict.fromkeys(path for path in paths if path.startswith("/") and test.takes(path)))
 
 
 def _regex_paths(regex: str) -> Iterator[str]:
     known = pattern(regex)
     if known is None:
-        yield "/" + _unknown(regex)
+        yield _unknown(regex)
         return
-    short = known.example("/")
-    if short is None:
-        return
-    for at in range(len(short), 0, -1):
-        for filling in (FRESH, "/" + FRESH, "~", "0"):
-            text = short[:at] + filling + short[at:]
-            if known.takes(text):
-                yield text
-                break
-    yield short
+    shortest = known.examples("/")
+    for at in range(len(shortest[0]) if shortest else 0, 0, -1):
+        yield from _filled(known, shortest[0], at)
+    yield from shortest
+    for short in shortest[1:]:
+        yield from _filled(known, short, len(short))
+
+
+def _filled(known: Pattern, short: str, at: int) -> Iterator[str]:
+    texts = (short[:at] + filling + short[at:] for filling in (FRESH, f"/{FRESH}"))
+    return (text for text in texts if known.takes(text))
 
 
 @dataclass(frozen=True, slots=True)

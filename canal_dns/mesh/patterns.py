@@ -11,6 +11,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -18,10 +19,11 @@ _OTHER = 1 << 128
 """The bit of every character beyond ASCII."""
 _ALL = (1 << 129) - 1
 _DOT = _ALL & ~(1 << ord("\n"))
-_POSSIBLE = _ALL & ~(1 << ord("\n") | 1 << ord("\r") | 1)
-"""What a path, a header or a query parameter can contain."""
+_POSSIBLE = _ALL & ~((1 << 32) - 1 | 1 << 127) | 1 << ord("\t")
+"""What a path, a header or a query parameter can contain: no control characters."""
 _MAX_STATES = 2000
 _MAX_SETS = 200
+_MAX_VISITS = 2
 _MAX_REPEAT = 100
 _MAX_DEPTH = 50
 
@@ -82,24 +84,23 @@ class Pattern:
             states = self._step(states, wanted)
         return True
 
-    def example(self, start: str = "") -> str | None:
-        """A short text that begins with `start` and that it matches; None if there is none."""
+    def examples(self, start: str = "", limit: int = 12) -> list[str]:
+        """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit."""
         states = self._after(start)
-        if self._accept in states:
-            return start
-        seen = {states}
+        found: list[str] = []
+        visits: Counter[frozenset[int]] = Counter()
         queue = [(states, start)]
         for current, text in queue:
+            if self._accept in current:
+                found.append(text)
+                if len(found) >= limit:
+                    break
             for mask in self._parts(current):
                 following = self._step(current, mask)
-                if not following or following in seen or len(seen) > _MAX_SETS:
-                    continue
-                longer = text + _pick(mask)
-                if self._accept in following:
-                    return longer
-                seen.add(following)
-                queue.append((following, longer))
-        return None
+                visits[following] += 1
+                if following and visits[following] <= _MAX_VISITS and len(visits) <= _MAX_SETS:
+                    queue += [(following, text + char) for char in _picks(mask)]
+        return found
 
     def _after(self, text: str) -> frozenset[int]:
         states = self._start
@@ -152,12 +153,14 @@ def _closure(silent: list[list[int]], state: int) -> frozenset[int]:
     return frozenset(reached)
 
 
-def _pick(mask: int) -> str:
-    for char in "~/-xX0":
-        if mask & _mask(char):
-            return char
-    low = (mask & -mask).bit_length() - 1
-    return chr(low) if low < 128 else "\u00e9"
+def _picks(mask: int) -> list[str]:
+    """Some characters of a set: an unusual one, the first and the last."""
+    unusual = next((char for char in "~/-" if mask & _mask(char)), "")
+    ascii_part = mask & (_OTHER - 1)
+    if not ascii_part:
+        return ["\u00e9"]
+    first, last = chr((ascii_part & -ascii_part).bit_length() - 1), chr(ascii_part.bit_length() - 1)
+    return list(dict.fromkeys(char for char in (unusual, first, last) if char))
 
 
 _Piece = tuple[int, int]

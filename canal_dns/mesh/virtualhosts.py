@@ -307,7 +307,7 @@ class VirtualHost:
                 continue
             ways = [way for bucket in buckets for way, places in bucket.conditional.items() if places[0] < place]
             ways += [_conditions(one) for one in extra if one.place < place and _path(one).takes(path)]
-            if not ways or leaves_something(own, ways):
+            if leaves_something(own, ways):
                 return True
         return False
 
