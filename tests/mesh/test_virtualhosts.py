@@ -174,21 +174,15 @@ def test_several_together_in_the_way_are_all_named() -> None:
     assert host.in_the_way(last, HELLO) == [one, two]
 
 
-PATHS = [
-    "/",
-    "/a",
-    "/a/b",
-    "/ab",
-    "/A",
-    f"/a{FRESH}",
-    f"/a/{FRESH}",
-    f"/a/b{FRESH}",
-    f"/{FRESH}",
-    f"/A{FRESH}",
-    "/b",
-    f"/A/B{FRESH}",
-    "/A/B",
-]
+_TEXTS = ["/", "/a", "/a/b", "/ab", "/b", "/a/", "/b/"]
+_LONGER = [text + more for text in _TEXTS for more in ("", FRESH, f"/{FRESH}")]
+PATHS = sorted(
+    {
+        variant
+        for text in _LONGER
+        for variant in (text, text.upper(), text.swapcase(), text.replace("a", "A"), text.replace("b", "B"))
+    }
+)
 VALUES = [None, "", "1", "2", f"1{FRESH}", FRESH]
 
 tests = st.one_of(

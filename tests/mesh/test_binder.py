@@ -1,0 +1,346 @@
+"""The Binder against `bind`: after any changes the same result, and deltas that are the difference of results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from canal_dns.mesh.binding import Binder, bind
+from canal_dns.mesh.resources import parse
+from canal_dns.mesh.result import Bound, Reason, Result, difference
+from canal_dns.mesh.view import View
+from canal_dns.settings import BindingSettings, CrossNamespace, GatewayUnready, InternalGateway, MeshSettings, PortGuard
+from tests.mesh import builders as make
+from tests.mesh.builders import HELLO, SETTINGS, full
+
+NAMES = ["a", "b", "c"]
+NAMESPACES = ["default", "shop", "istio-system"]
+TWO_GATEWAYS = (InternalGateway("istio-system", "internalgateway"), InternalGateway("shop", "second"))
+
+service_names = st.sampled_from([full(f"{name}.{namespace}") for name in NAMES for namespace in NAMESPACES])
+hosts = st.one_of(
+    st.just("*"),
+    service_names,
+    st.sampled_from(["*.shop.svc.cluster.local", "*.svc.cluster.local", "a", "A.default", "x.example"]),
+)
+gateway_names = st.sampled_from(["istio-system/internalgateway", "shop/other", "internalgateway", "mesh", "shop/nosuch"])
+destinations = st.builds(
+    make.to,
+    st.one_of(service_names, st.sampled_from(["a", full("alias.default"), "b.shop", full("gone.shop")])),
+    port=st.sampled_from([None, None, 80, 9000]),
+    subset=st.sampled_from(["", "", "v1"]),
+    weight=st.sampled_from([0, 50, 50]),
+)
+matches = st.fixed_dictionaries(
+    {},
+    optional={
+        "uri": st.sampled_from([{"prefix": "/"}, {"prefix": "/a"}, {"exact": "/a"}, {"regex": "/a.*"}]),
+        "headers": st.sampled_from([{"x": {"exact": "1"}}, {"x": {"regex": "*"}}]),
+        "authority": st.sampled_from([{"prefix": "a"}, {"exact": full("b.shop")}]),
+        "port": st.sampled_from([80, 8080]),
+        "gateways": st.sampled_from([["mesh"], ["istio-system/internalgateway"]]),
+    },
+)
+routes = st.one_of(
+    st.builds(make.http, destinations, match=st.lists(matches, max_size=2)),
+    st.builds(make.http, destinations, destinations, match=st.lists(matches, max_size=1)),
+    st.builds(make.http, match=st.lists(matches, max_size=1), redirect=st.just({"uri": "/x"})),
+    st.builds(
+        make.http,
+        match=st.lists(matches, max_size=1),
+        delegate=st.sampled_from([{"name": "d"}, {"name": "d", "namespace": "shop"}]),
+    ),
+)
+l4_routes = st.builds(make.l4, destinations, match=st.sampled_from([(), {"port": 9000}]))
+tls_routes = st.builds(
+    lambda names, one: make.l4(one, match={"sniHosts": names}), st.lists(hosts, min_size=1, max_size=2), destinations
+)
+virtual_services = st.builds(
+    lambda routes, tcp, tls, **more: make.virtual_service(
+        *routes, **more, **({"tcp": tcp} if tcp else {}), **({"tls": tls} if tls else {})
+    ),
+    st.lists(routes, max_size=3),
+    st.lists(l4_routes, max_size=1),
+    st.lists(tls_routes, max_size=1),
+    name=st.sampled_from(["v", "w", "x", "d"]),
+    namespace=st.sampled_from(NAMESPACES),
+    hosts=st.one_of(st.lists(hosts, min_size=1, max_size=2), st.just([])),
+    gateways=st.lists(gateway_names, min_size=1, max_size=2),
+    created=st.integers(0, 3),
+    annotations=st.sampled_from([None, None, None, {"canal-dns.io/bind": "false"}, {"canal-dns.io/bind": "maybe"}]),
+    exportTo=st.sampled_from([["*"], ["*"], ["."], ["istio-system"]]),
+)
+services = st.builds(
+    make.service,
+    st.sampled_from(NAMES),
+    st.sampled_from(NAMESPACES),
+    st.sampled_from([(80,), (80,), (80, 9000), (9000,), ()]),
+    annotations=st.sampled_from(
+        [
+            None,
+            None,
+            {"canal-dns.io/allow-from": "shop"},
+            {"canal-dns.io/bind": "false"},
+            {"canal-dns.io/ttl": "x"},
+            {"networking.istio.io/exportTo": "."},
+        ]
+    ),
+    clusterIP=st.sampled_from(["10.96.1.1", "10.96.1.1", "None"]),
+)
+aliases = st.builds(
+    make.service,
+    st.just("alias"),
+    st.just("default"),
+    type=st.just("ExternalName"),
+    externalName=st.one_of(service_names, st.just("x.y")),
+)
+servers = st.one_of(
+    st.builds(
+        make.server,
+        st.sampled_from([80, 8080]),
+        hosts=st.lists(hosts, min_size=1, max_size=2),
+        tls=st.sampled_from([None, None, {"httpsRedirect": True}]),
+    ),
+    st.builds(make.tcp_server, hosts=st.just(["*"])),
+    st.builds(
+        make.tls_server,
+        st.just(8443),
+        st.sampled_from(["PASSTHROUGH", "SIMPLE"]),
+        st.sampled_from(["TLS", "HTTPS"]),
+        hosts=st.lists(hosts, min_size=1, max_size=2),
+    ),
+)
+gateways = st.builds(
+    lambda some, **more: make.gateway(*some, **more),
+    st.lists(servers, min_size=1, max_size=3),
+    name=st.sampled_from(["internalgateway", "other"]),
+    namespace=st.sampled_from(["istio-system", "shop"]),
+    selector=st.sampled_from([{"istio": "internalgateway"}, {}, {"istio": "second"}]),
+    created=st.integers(0, 2),
+)
+gateway_services = st.sampled_from(
+    [
+        make.gateway_service(),
+        make.gateway_service(ports=(80, {"port": 9000, "targetPort": "tcp"})),
+        make.gateway_service(clusterIP="None"),
+        make.gateway_service(clusterIP="10.96.9.8"),
+        make.gateway_service("second", "shop"),
+    ]
+)
+others = st.sampled_from(
+    [
+        make.pod(),
+        make.pod(labels={"istio": "second"}),
+        make.pod("gw-1", "shop", {"istio": "second"}),
+        make.endpoints(),
+        make.endpoints(ready=False),
+        make.endpoints(ports=({"name": "", "port": 15000},)),
+        make.endpoints("second", "shop", ("gw-1",)),
+        make.namespace("default"),
+        make.namespace("default", bind="false"),
+        make.namespace("shop", bind="false"),
+        make.namespace("shop", bind="perhaps"),
+        make.destination_rule(full("a.default"), "v1"),
+        make.destination_rule("*.shop.svc.cluster.local", "v1", namespace="istio-system"),
+        make.destination_rule("a", namespace="default"),
+        {"apiVersion": make.ISTIO, "kind": "Gateway", "metadata": {"name": "internalgateway", "namespace": "istio-system"}},
+        {
+            "apiVersion": make.ISTIO,
+            "kind": "VirtualService",
+            "metadata": {"name": "v", "namespace": "shop"},
+            "spec": {"hosts": 3},
+        },
+    ]
+)
+objects = st.one_of(virtual_services, virtual_services, services, services, aliases, gateways, gateway_services, others)
+kinds = st.sampled_from(["Service", "VirtualService", "Gateway", "EndpointSlice", "Pod", "Namespace", "DestinationRule"])
+
+ALL_SETTINGS = [
+    SETTINGS,
+    BindingSettings(gateways=TWO_GATEWAYS, port_guard=PortGuard.WARN, cross_namespace=CrossNamespace.WARN, headless=True),
+    BindingSettings(gateways=TWO_GATEWAYS, port_guard=PortGuard.WARN, cross_namespace=CrossNamespace.ALLOW, max_bindings=2),
+    BindingSettings(gateways=TWO_GATEWAYS[:1], port_guard=PortGuard.WARN, mesh=MeshSettings(scope_gateway_to_namespace=True)),
+]
+
+
+def plain(result: Result) -> tuple[Any, ...]:
+    return dict(result.bound), dict(result.skipped), result.problems, result.gateways
+
+
+class Following(RuleBasedStateMachine):
+    """Changes of any kind, in bursts, with a refresh now and then."""
+
+    @initialize(chosen=st.sampled_from(ALL_SETTINGS), some=st.lists(objects, max_size=12))
+    def start(self, chosen: BindingSettings, some: list[Any]) -> None:
+        self.settings = chosen
+        self.view = View(filter(None, map(parse, (*make.BASE, make.gateway(), *some))))
+        self.binder = Binder(self.view, chosen)
+        self.known: dict[str, Bound] = {}
+        self.unready: frozenset[str] = frozenset()
+
+    @rule(some=st.lists(objects, min_size=1, max_size=4))
+    def apply(self, some: list[Any]) -> None:
+        for one in some:
+            record = parse(one)
+            assert record is not None
+            self.view.apply(record)
+
+    @rule(kind=kinds, number=st.integers(0, 30))
+    def delete(self, kind: str, number: int) -> None:
+        known = sorted(self.view._records[kind])
+        if known:
+            self.view.delete(kind, *known[number % len(known)])
+
+    @rule(kind=kinds, keep=st.integers(0, 3))
+    def reset(self, kind: str, keep: int) -> None:
+        records = self.view._records[kind]
+        self.view.reset(kind, [records[key] for number, key in enumerate(sorted(records)) if number % 3 != keep])
+
+    @rule(unready=st.sampled_from([frozenset(), frozenset({"istio-system/internalgateway"})]))
+    def readiness(self, unready: frozenset[str]) -> None:
+        self.unready = unready
+
+    @rule(kinds=st.sampled_from([(), ("DestinationRule",)]))
+    def rights(self, kinds: tuple[str, ...]) -> None:
+        self.view.set_unavailable(kinds)
+
+    @invariant()
+    def the_same_as_bind(self) -> None:
+        if not hasattr(self, "binder"):
+            return
+        changed = self.binder.refresh(self.unready)
+        whole = bind(self.view, self.settings, self.unready)
+        assert plain(self.binder.result) == plain(whole)
+        assert dict(changed) == difference(self.known, whole.bound)
+        self.known = dict(whole.bound)
+
+
+TestFollowing = Following.TestCase
+TestFollowing.settings = settings(
+    max_examples=60,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def binder(*objects_: Any, settings: BindingSettings = SETTINGS) -> tuple[View, Binder]:
+    view = make.world(*objects_)
+    made = Binder(view, settings)
+    made.refresh()
+    return view, made
+
+
+def put(view: View, raw: Any) -> bool:
+    record = parse(raw)
+    assert record is not None
+    return view.apply(record)
+
+
+def test_a_status_update_changes_nothing() -> None:
+    view, made = binder(make.gateway(), make.virtual_service())
+    assert not put(view, {**make.virtual_service(), "status": {"conditions": []}})
+    assert not put(view, {**make.pod(), "status": {"phase": "Running"}})
+    assert made.refresh() == {}
+
+
+def test_an_edit_without_effect_is_no_gap() -> None:
+    """Rows 55 and 56: of two routes to it one goes; a route is edited. The name stays as it is, in one step."""
+    view, made = binder(
+        make.gateway(),
+        make.virtual_service(),
+        make.virtual_service(make.http(HELLO, match={"uri": {"prefix": "/a"}}), name="b"),
+    )
+    assert put(view, make.virtual_service(make.http(make.to(port=80)), name="helloworld"))
+    assert made.refresh() == {}
+    view.delete("VirtualService", "istio-system", "b")
+    assert made.refresh()[HELLO].routes == ("istio-system/helloworld",)  # type: ignore[union-attr]
+    view.delete("VirtualService", "istio-system", "helloworld")
+    assert made.refresh() == {HELLO: None}
+
+
+def test_the_gateway_goes_and_comes_within_one_refresh() -> None:
+    """Rows 14, 63 and 65."""
+    view, made = binder(make.gateway(), make.virtual_service())
+    view.delete("Gateway", "istio-system", "internalgateway")
+    assert made.refresh() == {HELLO: None}
+    put(view, make.gateway())
+    assert set(made.refresh()) == {HELLO}
+    put(view, make.gateway_service(clusterIP="10.96.9.10"))
+    assert made.refresh()[HELLO].v4 == ("10.96.9.10",)  # type: ignore[union-attr]
+    view.delete("Service", "istio-system", "internalgateway")
+    assert made.refresh() == {HELLO: None}
+
+
+def test_a_deleted_service_is_unbound_at_once() -> None:
+    """Row 46: the original kept answering for it."""
+    view, made = binder(make.gateway(), make.virtual_service())
+    view.delete("Service", "default", "helloworld")
+    assert made.refresh() == {HELLO: None}
+    assert made.result.skipped[HELLO].reason is Reason.TARGET_NOT_FOUND
+
+
+def test_an_unready_gateway_is_kept_if_told_so() -> None:
+    unready = frozenset({"istio-system/internalgateway"})
+    _, made = binder(make.gateway(), make.virtual_service(), settings=replace(SETTINGS, gateway_unready=GatewayUnready.KEEP))
+    assert made.refresh(unready) == {}
+    _, made = binder(make.gateway(), make.virtual_service())
+    assert made.refresh(unready) == {HELLO: None}
+    assert made.result.skipped[HELLO].reason is Reason.GATEWAY_NOT_READY
+    assert set(made.refresh()) == {HELLO}
+
+
+def test_the_limit_is_kept_in_order_of_name() -> None:
+    other = full("a.default")
+    view, made = binder(make.gateway(), make.virtual_service(), settings=replace(SETTINGS, max_bindings=1))
+    put(view, make.service("a"))
+    put(view, make.virtual_service(make.http(other, match={"uri": {"prefix": "/a"}}), name="a"))
+    changed = made.refresh()
+    assert changed[HELLO] is None
+    assert set(made.result.bound) == {other}
+    assert made.result.skipped[HELLO].reason is Reason.LIMIT_EXCEEDED
+    view.delete("Service", "default", "a")
+    assert set(made.refresh()) == {HELLO, other}
+
+
+def test_a_name_of_two_gateways_goes_to_the_older_virtual_service() -> None:
+    objects_ = (
+        make.gateway(),
+        make.gateway_service("second", "shop", clusterIP="10.96.9.2"),
+        make.pod("gw-1", "shop", {"istio": "second"}),
+        make.gateway(name="second", namespace="shop", selector={"istio": "second"}),
+    )
+    older = make.virtual_service(namespace="shop", gateways=["shop/second"], created=1)
+    younger = make.virtual_service(created=2)
+    chosen = replace(SETTINGS, gateways=TWO_GATEWAYS, cross_namespace=CrossNamespace.ALLOW)
+    view, made = binder(*objects_, older, younger, settings=chosen)
+    result = made.result
+    assert result.bound[HELLO].gateway == "shop/second"
+    assert result.bound[HELLO].v4 == ("10.96.9.2",)
+    conflict = next(one for one in result.problems if one.reason is Reason.CONFLICTED)
+    assert conflict.object == "VirtualService istio-system/helloworld"
+    view.delete("VirtualService", "shop", "helloworld")
+    assert made.refresh()[HELLO].gateway == "istio-system/internalgateway"  # type: ignore[union-attr]
+    assert not made.result.problems
+
+
+def test_destination_rules_that_may_not_be_read() -> None:
+    view, made = binder(make.gateway(), make.virtual_service(make.http(make.to(subset="v1"))))
+    assert HELLO not in made.result.bound
+    view.set_unavailable(["DestinationRule"])
+    bound = made.refresh()[HELLO]
+    assert bound is not None
+    assert any("cannot be read" in text for text in bound.warnings)
+
+
+def test_the_result_is_to_be_read_only() -> None:
+    _, made = binder(make.gateway(), make.virtual_service())
+    with pytest.raises(TypeError):
+        made.result.bound[HELLO] = made.result.bound[HELLO]  # type: ignore[index]
+    assert len(made.result.skipped) == 0
+    assert list(made.result.skipped) == []
