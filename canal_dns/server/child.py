@@ -15,7 +15,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from canal_dns.errors import ListenError, TableError
 from canal_dns.server.link import (
@@ -59,6 +59,7 @@ class _Worker:
         self._link = Link(self._on_message, self._on_lost)
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._service: PacketService | None = None
+        self._unstarted: tuple[Configure, PacketService] | None = None
         self._lameduck = 0.0
         self._orphaned = False
         self._hurry = asyncio.Event()
@@ -89,13 +90,28 @@ class _Worker:
     async def _handle(self, message: Message) -> None:
         if isinstance(message, Configure):
             await self._configure(message)
-        elif isinstance(message, Publish) and self._service is not None:
-            await self._publish(message, self._service)
+        elif isinstance(message, Publish):
+            await self._publish(message)
         elif isinstance(message, Drain) and self._service is not None:
             await self._service.drain()
             self._link.send(Drained())
 
-    async def _publish(self, message: Publish, service: PacketService) -> None:
+    async def _configure(self, message: Configure) -> None:
+        settings = message.settings.settings()
+        self._lameduck = settings.listen.lameduck
+        self._on_log_settings(settings.log)
+        if self._service is not None:
+            await self._answer(message, self._service.reconfigure(settings))
+        elif message.table:
+            self._unstarted = message, PacketService(settings, shared=True)
+        else:
+            await self._start(message, PacketService(settings, shared=True))
+
+    async def _publish(self, message: Publish) -> None:
+        waiting, self._unstarted = self._unstarted, None
+        service = self._service if waiting is None else waiting[1]
+        if service is None:
+            return
         try:
             if message.full:
                 await service.replace(message.names, message.generation, message.serial)
@@ -104,23 +120,23 @@ class _Worker:
                 service.publish(message.names, message.generation, message.serial, full=False)
         except TableError as problem:
             log.error("the answer table was not changed: %s", problem)
+        if waiting is not None:
+            await self._start(*waiting)
 
-    async def _configure(self, message: Configure) -> None:
-        settings = message.settings.settings()
+    async def _start(self, message: Configure, service: PacketService) -> None:
+        if await self._answer(message, service.start()):
+            self._service = service
+            _freeze()
+
+    async def _answer(self, message: Configure, change: Awaitable[None]) -> bool:
+        """Tell the control process what came of a change."""
         try:
-            if self._service is None:
-                service = PacketService(settings, shared=True)
-                await service.start()
-                self._service = service
-                _freeze()
-            else:
-                await self._service.reconfigure(settings)
+            await change
         except ListenError as error:
             self._link.send(Refused(message.token, error.address, error.transport, error.problem))
-            return
-        self._lameduck = settings.listen.lameduck
-        self._on_log_settings(settings.log)
+            return False
         self._link.send(Listening(message.token))
+        return True
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, Ask):

@@ -8,6 +8,8 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -21,6 +23,8 @@ from canal_dns.server.querylog import QueryLog
 
 _RCODES = [(rcode_text(code),) for code in range(16)]
 _UPSTREAM = (Source.UPSTREAM.value,)
+
+log = logging.getLogger("canal_dns.server")
 
 
 class Upstream(Protocol):
@@ -37,8 +41,8 @@ class Intake:
     """One per process. `gate` is replaced when settings change, `query_log` is None while there is none."""
 
     __slots__ = (
-        "_answers", "_dropped", "_durations", "_forwarder", "_requests", "_responses", "cell", "counters", "gate", "idle",
-        "query_log", "waiting",
+        "_answers", "_dropped", "_durations", "_forwarder", "_requests", "_responses", "_told", "cell", "counters", "gate",
+        "idle", "query_log", "waiting",
     )  # fmt: skip
 
     def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters) -> None:
@@ -51,6 +55,7 @@ class Intake:
         self.idle = asyncio.Event()
         """Set whenever something that waited is done: for the one who wants to know when all is."""
         self._forwarder = forwarder
+        self._told = -math.inf
         self._requests = counters["canal_dns_requests_total"]
         self._responses = counters["canal_dns_responses_total"]
         self._answers = counters["canal_dns_answers_total"]
@@ -74,6 +79,13 @@ class Intake:
         if self.query_log is not None:
             self.query_log.record(packet, proto, host, port, _outcome(verdict), now)
         return verdict
+
+    def failed(self, now: float) -> None:
+        """Count a packet on which we failed, and log the present exception at most once a second."""
+        self._dropped[("internal",)] += 1
+        if now - self._told >= 1.0:
+            self._told = now
+            log.exception("a packet could not be handled")
 
     def replied(self, reply: Reply, since: float) -> None:
         """Count a reply of our own; `since` as given to `decide`."""

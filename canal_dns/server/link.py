@@ -84,10 +84,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Configure(msgspec.Struct, frozen=True, tag=True):
-    """Control to worker: run with these settings. Answered by Listening or Refused with the same token."""
+    """Control to worker: run with these settings. Answered by Listening or Refused with the same token.
+
+    `table`: a full table follows, and the first listeners are to wait for it.
+    """
 
     token: int
     settings: WorkerSettings
+    table: bool = False
 
 
 class Publish(msgspec.Struct, frozen=True, tag=True):

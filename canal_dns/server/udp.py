@@ -58,7 +58,11 @@ class UdpListener:
         now = _clock()
         intake = self._intake
         for miss in drain(self._sock, intake.quick, intake.gate, BUDGET, intake.counters, now):
-            self._handle(miss, now)
+            try:
+                self._handle(miss, now)
+            except Exception:
+                # A fault of ours that one packet brings out is not to cost the others of its batch.
+                intake.failed(now)
 
     def count_kernel_drops(self) -> None:
         """Bring the count of datagrams that found the socket's buffer full up to date."""

@@ -76,7 +76,7 @@ class _Slot:
         self.drained = asyncio.Event()
         self.lost = asyncio.Event()
         self.ready = False
-        self.wanted = True
+        self.unwanted = asyncio.Event()
         self.stale = False
         self.silent = 0.0
         self.counters = Counters()
@@ -107,7 +107,6 @@ class WorkerPool:
         self._deaths: deque[float] = deque()
         self._failure: WorkerError | None = None
         self._failed = asyncio.Event()
-        self._stopping = False
 
     # -- DataPlane ----------------------------------------------------------------------------------------------------
 
@@ -190,7 +189,6 @@ class WorkerPool:
                 one.cancel()
 
     async def stop(self) -> None:
-        self._stopping = True
         slots, self._slots = self._slots, []
         await asyncio.gather(*map(self._retire, slots), *self._retiring)
 
@@ -210,6 +208,7 @@ class WorkerPool:
         for slot in added:
             slot.answers[0] = asyncio.get_running_loop().create_future()
             slot.supervisor = asyncio.create_task(self._supervise(slot), name="worker")
+            slot.supervisor.add_done_callback(self._on_supervisor_end)
         try:
             async with asyncio.timeout(STARTING):
                 refusals = await asyncio.gather(*(slot.answers[0] for slot in added))
@@ -233,10 +232,17 @@ class WorkerPool:
             self._count_death(cause, clock())
             short_lives = short_lives + 1 if clock() - born < HEALTHY_LIFE else 0
             if short_lives > 1:
-                await asyncio.sleep(min(0.1 * 2 ** (short_lives - 2), MAX_DELAY))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(slot.unwanted.wait(), min(0.1 * 2 ** (short_lives - 2), MAX_DELAY))
+
+    def _on_supervisor_end(self, task: asyncio.Task[None]) -> None:
+        """A supervisor that fails is a fault of ours; a server with fewer workers than it was given must not hide it."""
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("a worker process is no longer supervised", exc_info=problem)
+            self._fail(WorkerError(f"a worker process is no longer supervised: {problem!r}"))
 
     def _is_wanted(self, slot: _Slot) -> bool:
-        return slot.wanted and not self._stopping and self._failure is None
+        return not slot.unwanted.is_set() and self._failure is None
 
     async def _live(self, slot: _Slot) -> str:
         """One process from its start to its end; gives the cause of the end."""
@@ -244,16 +250,24 @@ class WorkerPool:
         slot.lost.clear()
         slot.silent = 0.0
         cause = ""
-        with theirs:
-            slot.process = process = await asyncio.create_subprocess_exec(
-                *self._argv(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
-            )
+        try:
+            with theirs:
+                slot.process = process = await asyncio.create_subprocess_exec(
+                    *self._argv(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                )
+        except OSError as error:
+            ours.close()
+            log.error("no worker process could be started: %s", error)
+            return "start"
         link = Link(lambda message: self._on_message(slot, message), slot.lost.set, on_writable=lambda: self._refresh(slot))
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
         slot.link = link
-        link.send(Configure(0, self._worker_settings()))
+        # The table first, the listeners then: a new worker does not send bound names upstream.
+        link.send(Configure(0, self._worker_settings(), table=self._generation > 0))
         if self._generation:
-            slot.send(self._full_table())
+            link.send_packed(self._full_table())
+        if not self._is_wanted(slot):
+            link.close()
         while not slot.lost.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(slot.lost.wait(), _CHECK)
@@ -275,7 +289,7 @@ class WorkerPool:
 
     async def _retire(self, slot: _Slot) -> None:
         """Let a worker finish and wait for its end."""
-        slot.wanted = False
+        slot.unwanted.set()
         slot.send(pack(Stop()))
         if slot.supervisor is None:
             return
@@ -288,15 +302,17 @@ class WorkerPool:
         await slot.supervisor
 
     async def _configure(self, slot: _Slot) -> ListenError | None:
-        """Hand a worker the present settings; one that is just starting gets them anyway."""
-        if not slot.ready or slot.link is None:
+        """Hand a worker the present settings; one that is not there yet starts with them."""
+        if slot.link is None:
             return None
         self._token += 1
-        answer = slot.answers[self._token] = asyncio.get_running_loop().create_future()
-        slot.link.send(Configure(self._token, self._worker_settings()))
+        token = self._token
+        answer = slot.answers[token] = asyncio.get_running_loop().create_future()
+        slot.link.send(Configure(token, self._worker_settings()))
         lost = asyncio.ensure_future(slot.lost.wait())
         await asyncio.wait({answer, lost}, timeout=STARTING, return_when=asyncio.FIRST_COMPLETED)
         lost.cancel()
+        slot.answers.pop(token, None)
         return answer.result() if answer.done() else None
 
     def _on_message(self, slot: _Slot, message: Message) -> None:
@@ -351,5 +367,8 @@ class WorkerPool:
         while self._deaths[0] < now - CRASH_WINDOW:
             self._deaths.popleft()
         if len(self._deaths) >= CRASHES:
-            self._failure = WorkerError(f"worker processes ended {CRASHES} times within {CRASH_WINDOW:g} s")
-            self._failed.set()
+            self._fail(WorkerError(f"worker processes ended {CRASHES} times within {CRASH_WINDOW:g} s"))
+
+    def _fail(self, failure: WorkerError) -> None:
+        self._failure = self._failure or failure
+        self._failed.set()

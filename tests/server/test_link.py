@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -122,6 +122,16 @@ def test_a_worker_has_the_settings_that_packets_need() -> None:
     # Everything else is at its default in a worker.
     expected = replace(SETTINGS, source=SourceSettings(), health=HealthSettings(), binding=BindingSettings(), warnings=())
     assert received == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [SETTINGS.access, SETTINGS.access.rate_limit, SETTINGS.log, SETTINGS.forward, SETTINGS.zone],
+    ids=lambda one: type(one).__name__,
+)
+def test_no_setting_above_is_at_its_default(given: Any) -> None:
+    """Else one that does not travel would go unnoticed."""
+    assert [one.name for one in fields(given) if getattr(given, one.name) == getattr(type(given)(), one.name)] == []
 
 
 def test_counters_survive_the_way() -> None:

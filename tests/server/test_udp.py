@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,24 @@ async def test_a_query_of_our_own_that_comes_back_ends_here() -> None:
         assert running.counted("canal_dns_loops_total") >= 1
         assert running.counted("canal_dns_requests_total", "udp", "A") <= 20
         assert is_vip(await ask(running.endpoint, query()))
+
+
+async def test_a_fault_of_ours_costs_one_packet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as running:
+        decide = running.service._intake.decide
+
+        def faulty(packet: bytes, *others: Any) -> Any:
+            if packet == b"trouble":
+                raise ZeroDivisionError
+            return decide(packet, *others)
+
+        monkeypatch.setattr(type(running.service._intake), "decide", lambda self, *arguments: faulty(*arguments))
+        with udp_client() as sock:
+            for packet in (b"trouble", b"trouble", query(ident=5)):
+                sock.sendto(packet, (running.endpoint.host, running.endpoint.port))
+            assert (await receive(sock))[0][:2] == b"\0\5"
+        assert running.counted("canal_dns_dropped_total", "internal") == 2
+        assert len(caplog.records) == 1
 
 
 def test_a_socket_on_one_address_needs_no_control_messages() -> None:

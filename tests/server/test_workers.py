@@ -22,7 +22,7 @@ from canal_dns.errors import ListenError, TableError, WorkerError
 from canal_dns.server import workers
 from canal_dns.server.link import Configure, Link, WorkerSettings
 from canal_dns.server.workers import WorkerPool
-from canal_dns.settings import Endpoint, Settings
+from canal_dns.settings import AccessSettings, Endpoint, Settings
 from tests.server.scripted import Scripted, eventually
 from tests.server.serving import (
     BOUND,
@@ -33,6 +33,7 @@ from tests.server.serving import (
     connected,
     is_vip,
     query,
+    rcode,
     settings,
     udp_client,
 )
@@ -127,19 +128,20 @@ async def test_bnd_09_a_new_vip_is_everywhere_within_a_second() -> None:
 async def test_p6_a_killed_worker_is_back_in_half_a_second_with_its_table() -> None:
     async with pool() as running:
         (endpoint,) = running.listeners
-        await answers(endpoint, 100)
         running.publish(NEW, 2, 2, full=False)
+        await converged(endpoint, NEW_VIP)
         before = (await running.counters())["canal_dns_requests_total"][("udp", "A")]
         victim = pids(running)[0]
         os.kill(victim, signal.SIGKILL)
         died = time.monotonic()
         await eventually(lambda: not whole(running))
-        # Meanwhile the other one answers everything.
-        assert len(await answers(endpoint, 50)) == 50
-        await eventually(lambda: whole(running))
+        # Meanwhile the other one answers everything, and the new one says nothing before it knows what is bound.
+        await eventually(lambda: not whole(running))
+        while not whole(running):
+            assert {is_vip(reply, NEW_VIP) for reply in await answers(endpoint, 20)} == {True}
         took = time.monotonic() - died
         assert victim not in pids(running)
-        await converged(endpoint, NEW_VIP)
+        assert {is_vip(reply, NEW_VIP) for reply in await answers(endpoint, 200)} == {True}
         assert await restarts(running, "signal") == 1
         # Two cores and a test suite on them: the demand is 0.5 s.
         assert took < 2.0
@@ -193,6 +195,25 @@ async def test_a_command_that_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> N
     running = WorkerPool(settings(LOOPBACK), 1, lambda fd: [sys.executable, "-c", "pass"])
     with pytest.raises(WorkerError):
         await running.start()
+
+
+async def test_a_command_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CRASHES", 2)
+    monkeypatch.setattr(workers, "STARTING", 1.0)
+    running = WorkerPool(settings(LOOPBACK), 1, lambda fd: ["/nowhere/python"])
+    with pytest.raises(WorkerError, match="ended 2 times"):
+        await running.start()
+
+
+async def test_settings_reach_a_worker_that_is_just_starting() -> None:
+    async with pool() as running:
+        await converged(running.listeners[0])
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGKILL)
+        await eventually(lambda: victim not in pids(running) and running._slots[0].link is not None)
+        await running.reconfigure(replace(running._settings, access=AccessSettings(allow=())))
+        await eventually(lambda: whole(running))
+        assert {rcode(reply) for reply in await answers(running.listeners[0], 100)} == {5}
 
 
 @pytest.mark.parametrize("transport", ["UDP", "TCP"])
