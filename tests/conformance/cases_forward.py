@@ -153,8 +153,13 @@ def fwd_10(lab, case):
 
 @dedicated()
 def fwd_11(lab, case):
+    """Also when the client's TCP port has the number of a UDP port from which we ask upstream: it is not us."""
     (done,) = lab.generic(case)
     need(dns.read(done.replies[0]).addresses() == [GOOD], "not the upstream's answer")
+    port = next(seen.port for seen in reversed(lab.upstream.log) if seen.proto == "udp")
+    with lab.tcp(source="127.0.0.1", port=port) as client:
+        message = answer(client, "a1.up.test")
+    need(message is not None and message.addresses() == [GOOD], f"from TCP port {port}: {message and message.rcode}")
 
 
 @dedicated()

@@ -356,12 +356,12 @@ CLOSED = object()
 class Tcp:
     """A client's TCP connection that speaks in frames."""
 
-    def __init__(self, server, host="127.0.0.1", source=None, receive_buffer=None):
+    def __init__(self, server, host="127.0.0.1", source=None, port=0, receive_buffer=None):
         self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if source:
-            self.socket.bind((source, 0))
+            self.socket.bind((source, port))
         self.socket.settimeout(5)
         self.socket.connect((host, server.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

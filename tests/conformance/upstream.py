@@ -277,7 +277,7 @@ def smuggled(ask):
     ask.reply(
         answer=[dns.a(QUESTION, GOOD)],
         authority=[dns.rr("test", dns.NS, dns.wire_name("evil"))],
-        additional=[dns.a("web.shop.svc.cluster.local", FORGED), dns.a("evil", FORGED)],
+        additional=[dns.a("web.shop.svc.cluster.local", FORGED), dns.a("evil", UNRELATED)],
     )
 
 
