@@ -94,11 +94,16 @@ class Intake:
         self._answers[source] += 1
         self._durations[source].observe(time.monotonic() - since)
 
-    def forward(self, query: Query, host: str, port: int, reply_to: Callable[[bytes | None], None]) -> None:
-        """Hand a query to the forwarder. Whoever is called back says `returned` first."""
+    def forward(
+        self, query: Query, host: str, reply_to: Callable[[bytes | None], None], *, udp_port: int | None = None
+    ) -> None:
+        """Hand a query to the forwarder. Whoever is called back says `returned` first.
+
+        `udp_port`: the client's, over UDP. A query of our own that went round in a circle comes back that way first, and here
+        is where it ends (AMP-06); the port of a TCP client says nothing, since both transports have the same numbers.
+        """
         self.waiting += 1
-        if self._forwarder.is_own(host, port):
-            # It went round in a circle: here is where that ends (AMP-06).
+        if udp_port is not None and self._forwarder.is_own(host, udp_port):
             reply_to(servfail(query, Ede.OTHER))
         else:
             self._forwarder.submit(query, host, reply_to)

@@ -331,6 +331,16 @@ async def test_p4_without_descriptors_accepting_pauses() -> None:
             assert reply.endswith(VIP)
 
 
+async def test_a_client_whose_port_is_one_of_our_udp_ports_is_not_us() -> None:
+    async with serving() as running:
+        await ask(running.endpoint, query("a.up.test"))
+        port = running.upstream.asks[0].port
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.endpoint.port, local_addr=("127.0.0.1", port))
+        assert rcode(await TcpClient(reader, writer).ask(query("b.up.test"))) == 0
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_limits_change_under_open_connections() -> None:
     async with serving() as running, connected(running.endpoint) as client:
         assert is_vip(await client.ask(query()))
