@@ -29,14 +29,14 @@ _NOT_RUN = pytest.StashKey[str]()
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Only called when tests/e2e stands on the command line: an ordinary `pytest` run is not moved into a namespace."""
-    if os.environ.get(_INSIDE) or config.option.collectonly or "e2e" not in config.option.markexpr.split():
-        return None
-    if config.option.markexpr == "not e2e":
+    if os.environ.get(_INSIDE) or config.option.collectonly or "not e2e" in config.option.markexpr:
         return None
     try:
         binary = coredns.find_or_build(os.environ)
         prefix = namespace.command()
     except (coredns.MissingError, namespace.ForbiddenError) as problem:
+        if _required():
+            raise pytest.UsageError(f"the end-to-end tests cannot run: {problem}") from None
         config.stash[_NOT_RUN] = str(problem)
         return None
     environ = {**os.environ, _INSIDE: "1", coredns.VARIABLE: str(binary)}
@@ -47,6 +47,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         except KeyboardInterrupt:
             inner.send_signal(signal.SIGINT)
             return inner.wait()
+
+
+def _required() -> bool:
+    return os.environ.get("CI") == "true" or os.environ.get("CANAL_DNS_E2E") == "require"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +79,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
     if not os.environ.get(_INSIDE):
         reason = request.config.stash.get(_NOT_RUN, "")
         said = f"NOT RUN, no real CoreDNS: {reason or 'run `python -m pytest -m e2e tests/e2e`, which makes the namespace'}"
-        if os.environ.get("CI") == "true" or os.environ.get("CANAL_DNS_E2E") == "require":
+        if _required():
             pytest.fail(said, pytrace=False)
         pytest.skip(said)
     return coredns.find_or_build(os.environ)
@@ -92,7 +96,7 @@ def resolv_conf(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         parent.start()
         yield path
     finally:
-        parent.end()
+        parent.kill()
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda layout: layout.name)

@@ -84,13 +84,17 @@ class Site:
         self.canal_dns = CanalDns(folder, layout.canal_dns, {"workers": layout.workers, **written, **(settings or {})})
 
     def start(self) -> None:
-        self.core_dns.start()
-        self.canal_dns.start()
+        """What is not running; canal-dns first, so that CoreDNS finds it and has nothing to probe."""
+        for server in (self.canal_dns, self.core_dns):
+            if server.running is None:
+                server.start()
         self.wait_for_vip()
 
     def end(self) -> None:
-        self.canal_dns.end()
-        self.core_dns.end()
+        self.canal_dns.kill()
+        self.core_dns.kill()
+        written = self.canal_dns.log.read_text()
+        assert "Traceback" not in written, written
 
     def ask(
         self, name: str, kind: str, *, tcp: bool = False, v6: bool = False, dnssec: bool = False, timeout: float = 5.0

@@ -24,7 +24,7 @@ class ForbiddenError(Exception):
 
 def command() -> list[str]:
     """What stands before a command that shall run in a fresh network namespace. Raises ForbiddenError."""
-    for tool in ("unshare", "ip"):
+    for tool in ("unshare", "setpriv", "ip"):
         if shutil.which(tool) is None:
             raise ForbiddenError(f"`{tool}` is not on PATH; install util-linux and iproute2")
     said = ""

@@ -2,6 +2,7 @@
 
 Rules of this file:
 - every process leads a process group of its own; what was started is ended by that group's id, and its end is waited for;
+  if the test run itself is killed, the kernel kills them (`--pdeathsig`);
 - ready means asked and answered, never slept;
 - packets are counted by the kernel (`datagrams`), so that no server is believed on what it sends.
 """
@@ -73,7 +74,11 @@ class Process:
     def launch(self) -> None:
         with self.log.open("ab") as sink:
             self.running = subprocess.Popen(
-                self.command, stdout=sink, stderr=subprocess.STDOUT, cwd=self.log.parent, start_new_session=True
+                ["setpriv", "--pdeathsig", "KILL", *self.command],
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+                start_new_session=True,
             )
 
     def alive(self) -> bool:
@@ -99,29 +104,42 @@ class Process:
                 found[int(stat.parent.name)] = state
         return found
 
+    def signal(self, number: signal.Signals) -> None:
+        """To the process that was started, which has to tell its children."""
+        assert self.running is not None
+        self.running.send_signal(number)
+
     def pause(self) -> None:
         """Silence: all processes exist and hold their sockets, none runs."""
-        assert self.running is not None
-        os.killpg(self.running.pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
         until(lambda: set(self.members().values()) == {"T"}, 5, "all processes stand still")
 
     def resume(self) -> None:
-        assert self.running is not None
-        os.killpg(self.running.pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
-    def end(self, number: signal.Signals = signal.SIGKILL, seconds: float = 30) -> int | None:
-        """Ends it and waits until nothing of it is left; the exit code. SIGKILL goes to the whole group, others to its head."""
-        if self.running is None:
-            return None
-        if number is signal.SIGKILL:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, number)
-        else:
-            self.running.send_signal(number)
+    def kill(self) -> None:
+        """Ends all of it, without a word and whatever its state; nothing to do where nothing runs."""
+        if self.running is not None:
+            self._signal_all(signal.SIGKILL)
+            self.wait_for_end()
+
+    def stop(self) -> int:
+        """Asks it to end, as Kubernetes does; the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_for_end()
+
+    def wait_for_end(self, seconds: float = 30) -> int:
+        """Until nothing is left of it, children included; the exit code."""
+        assert self.running is not None
         code = self.running.wait(seconds)
-        until(lambda: not self.members(), 5, f"nothing is left of {self.command[:3]}: {self.members()}")
+        until(lambda: not self.members(), 5, f"nothing is left of {self.command}")
         self.running = None
         return code
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self.running is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.running.pid, number)
 
 
 class CoreDns(Process):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.e2e
 AT_ONCE = 1.0  # seconds; measured: milliseconds
 READ_TIMEOUT = 2.0  # CoreDNS `forward`
 SLOW_QUESTIONS = 8  # at most so many meet a silent canal-dns before CoreDNS's probes have found out
+
+BURST = 100  # clients at the same time
 
 Say = Callable[[str], None]
 WAYS = [{"tcp": tcp, "v6": v6} for tcp in (False, True) for v6 in (False, True)]
@@ -39,8 +42,9 @@ in_front = layouts(F)
 def mended(site: Site) -> Iterator[Site]:
     """The layout, whole again after the test, whatever happened."""
     yield site
-    site.canal_dns.end()
-    site.core_dns.end()
+    for server in (site.canal_dns, site.core_dns):
+        if server.running is not None:
+            server.resume()
     cluster.write_manifests(site.canal_dns.manifests)
     site.start()
 
@@ -77,7 +81,7 @@ def time_until_vip(site: Site, seconds: float = 15.0, **way: Any) -> float:
 @behind_coredns
 def test_stopped_then_coredns_answers_by_itself_at_once(mended: Site, measured: Say) -> None:
     site = mended
-    site.canal_dns.end(signal.SIGTERM)
+    assert site.canal_dns.stop() == 0
     first = site.ask(site.bound(), "A")
     assert first.addresses() == {plain(site)}
     took = answers_by_itself(site)
@@ -93,7 +97,7 @@ def test_stopped_then_coredns_answers_by_itself_at_once(mended: Site, measured: 
 @layouts(A, B)
 def test_killed_then_coredns_answers_by_itself_at_once(mended: Site, measured: Say) -> None:
     site = mended
-    site.canal_dns.end(signal.SIGKILL)
+    site.canal_dns.kill()
     took = answers_by_itself(site, times=2)
     assert max(took) < AT_ONCE
     measured(f"{site.layout.name}: canal-dns killed: {len(took)} answers {milliseconds(took)}")
@@ -125,17 +129,24 @@ def test_silent_then_a_few_slow_answers_and_fast_ones_after(mended: Site, tcp: b
     )
 
 
+@layouts(A, B)
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+def test_a_burst_of_clients_has_the_vip_to_the_last(site: Site, tcp: bool) -> None:
+    """To canal-dns all clients of CoreDNS are one; `access.peers` keeps its limits per client from them."""
+    with ThreadPoolExecutor(BURST) as clients:
+        asked = [clients.submit(site.ask, site.bound(), "A", tcp=tcp) for _ in range(3 * BURST)]
+        got = [reply.result().addresses() for reply in asked]
+    assert got == [{cluster.VIP["A"]}] * len(asked)
+
+
 @layouts(B, F)
 def test_lameduck_answers_until_it_goes(mended: Site) -> None:
     site = mended
-    process = site.canal_dns.running
-    assert process is not None
-    process.send_signal(signal.SIGTERM)
+    site.canal_dns.signal(signal.SIGTERM)
     until(lambda: http(f"http://{ADMIN}/ready")[0] == 503, 5, "not ready after SIGTERM", pause=0.01)
     assert site.has_vip()
     assert site.has_vip(tcp=True)
-    assert process.wait(10) == 0
-    until(lambda: not site.canal_dns.members(), 5, "its workers are gone too")
+    assert site.canal_dns.wait_for_end() == 0
 
 
 @layouts(A, B, E, F)
@@ -163,7 +174,7 @@ def test_a_changed_manifest_changes_the_answer(mended: Site, measured: Say) -> N
 @in_front
 def test_in_front_and_stopped_clients_are_refused_at_once(mended: Site, measured: Say) -> None:
     site = mended
-    site.canal_dns.end(signal.SIGTERM)
+    assert site.canal_dns.stop() == 0
     began = time.monotonic()
     for way in WAYS:
         with pytest.raises(ConnectionRefusedError):
@@ -197,7 +208,7 @@ def test_in_front_of_a_coredns_that_is_gone(mended: Site, fault: str, measured: 
     """Bound names do not need CoreDNS; the rest is SERVFAIL with an extended error, inside the budget, never silence."""
     site = mended
     if fault == "stopped":
-        site.core_dns.end()
+        site.core_dns.kill()
     else:
         site.core_dns.pause()
     other = cluster.fqdn("plain.default")
