@@ -160,8 +160,9 @@ def _limits(results: Results) -> str:
 - The generator never sleeps, so that no server pays for waking it up; real clients do.
 - CoreDNS runs without `errors`, `log`, `prometheus` and `kubernetes`: a cluster's own costs more per query than is shown.
 - The machine is shared. In saturated runs others used {foreign.middle:.0%} of the server's core (median; at
-  worst {foreign.high:.0%}). CPU per query counts only the server's own time, yet caches and clock rates are shared; queries/s, and p99 above all, also
-  suffer from who else runs. At the fixed rate, {late:.1%} of the queries left later than the next one was due.
+  worst {foreign.high:.0%}). CPU per query counts only the server's own time, yet caches and clock rates are shared;
+  queries/s, and p99 above all, also suffer from who else runs. At the fixed rate, {late:.1%} of the queries left later
+  than the next one was due.
 """
 
 
