@@ -34,7 +34,7 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection. It is `open` from accept until the transport is gone."""
 
     __slots__ = (
-        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_out", "_paused", "_port",
+        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_looked", "_out", "_paused", "_port",
         "_progress", "_queries", "_queue", "_started", "_taken", "_transport", "_working", "_written", "slot",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._blocked = False
         self._ending = False
         self._heard = False
-        self._active = self._started = self._progress = _clock()
+        self._active = self._started = self._progress = self._looked = _clock()
         self._written = 0
         self._taken = 0
         self.slot = -1
@@ -205,7 +205,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._blocked or transport.is_closing():
             taken = self._written - transport.get_write_buffer_size()
             if taken > self._taken:
-                self._taken, self._progress = taken, now
+                # It took something since the last look, perhaps just after it.
+                self._taken, self._progress = taken, max(self._progress, self._looked)
+            self._looked = now
             deadline, reason = self._progress + limits.write, "write"
         elif self._framer.pending and not self._paused:
             deadline, reason = self._started + limits.message, "message"
