@@ -17,7 +17,7 @@ from collections.abc import Callable
 from math import inf
 
 from canal_dns.dns.inflight import Done, Flight, Inflight, Overdue, Rejection, ReplyTo, Send
-from canal_dns.dns.relay import relay
+from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
 from canal_dns.dns.wire import MAX_STREAM, Ede, Query, rcode_text, servfail, upstream_query
@@ -82,7 +82,8 @@ class Forwarder:
         self._loop = asyncio.get_running_loop()
         self._cell = cell
         self._upstreams = Upstreams(settings.upstreams)
-        self._inflight = Inflight(self._upstreams, os.urandom, exempt)
+        self._memory = Memory()
+        self._inflight = Inflight(self._upstreams, os.urandom, exempt, self._memory.match)
         self._own: set[Address] = set()
         self._udp = UdpChannels(self._on_readable, self._own)
         self._tcp = TcpChannels(self._on_message, self._on_lost, self._own)
@@ -281,10 +282,10 @@ class Forwarder:
             return None
         if reply is None or (stream and reply is flight.truncated):
             return servfail(query, flight.ede)
-        relayed = relay(query, reply, self._cell.current)
-        if relayed.rewritten:
+        wire, rewritten = self._memory.relay(query, reply, self._cell.current)
+        if rewritten:
             self._rewritten[()] += 1
-        return relayed.wire
+        return wire
 
     # -- time --------------------------------------------------------------------------------------------------------
 
