@@ -34,8 +34,8 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection. It is `open` from accept until the transport is gone."""
 
     __slots__ = (
-        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_looked", "_out", "_paused", "_port",
-        "_progress", "_queries", "_queue", "_started", "_taken", "_transport", "_working", "_written", "slot",
+        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_looked", "_out", "_paused",
+        "_port", "_progress", "_queries", "_queue", "_started", "_taken", "_transport", "_working", "_written", "slot",
     )  # fmt: skip
 
     def __init__(self, home: Connections, host: str, port: int) -> None:

@@ -34,6 +34,8 @@ from tests.server.serving import (
     udp_client,
 )
 
+ALONE = "127.77.0.1"
+"""An address of this host on which nobody else has a port."""
 NEW_VIP = bytes([10, 96, 0, 201])
 WIRE = names.from_text(WEB)
 
@@ -47,10 +49,10 @@ def planes(service: PacketService, pool: WorkerPool) -> tuple[DataPlane, DataPla
 async def test_p17_all_addresses_or_none(transport: str) -> None:
     kind = socket.SOCK_DGRAM if transport == "UDP" else socket.SOCK_STREAM
     with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind((ALONE, 0))
         if transport == "TCP":
             taken.listen()
-        bad = Endpoint("127.0.0.1", taken.getsockname()[1])
+        bad = Endpoint(ALONE, taken.getsockname()[1])
         before = descriptors()
         service = PacketService(settings(LOOPBACK, listen=(LOOPBACK, bad)))
         with pytest.raises(ListenError) as raised:

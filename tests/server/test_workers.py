@@ -38,6 +38,8 @@ from tests.server.serving import (
     udp_client,
 )
 
+ALONE = "127.77.0.2"
+"""An address of this host on which nobody else has a port."""
 NEW_VIP = bytes([10, 96, 0, 201])
 NEW = {names.from_text(WEB): Addresses((NEW_VIP,), (), 5)}
 START = "from canal_dns.server.workers import run_worker; run_worker({fd}{factory})"
@@ -223,10 +225,10 @@ async def test_p17_a_port_in_use_is_an_error_at_once(transport: str, shared: boo
     with socket.socket(socket.AF_INET, kind) as taken:
         if shared:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        taken.bind(("127.0.0.1", 0))
+        taken.bind((ALONE, 0))
         if transport == "TCP":
             taken.listen()
-        endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
+        endpoint = Endpoint(ALONE, taken.getsockname()[1])
         running = WorkerPool(settings(LOOPBACK, listen=(endpoint,)), 2, argv)
         began = time.monotonic()
         with pytest.raises(ListenError, match=rf"cannot listen on {endpoint} \({transport}\): Address already in use"):
