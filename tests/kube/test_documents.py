@@ -121,7 +121,7 @@ def test_bytes_that_are_refused(data, line, problem):
 
 @pytest.mark.parametrize(
     ("data", "line"),
-    [(b'{"kind": "Pod",\n}', 2), (b"", 1), (b'{"kind": "Pod"} {}', 1), (b"[" * 100_000, None), (b"\xff", None), (b"7", None)],
+    [(b'{"kind": "Pod",\n x}', 2), (b"", 1), (b'{"kind": "Pod"} {}', 1), (b"[" * 100_000, None), (b"\xff", None), (b"7", None)],
 )
 def test_json_that_is_refused(data, line):
     with pytest.raises(ManifestError) as caught:
