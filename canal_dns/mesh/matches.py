@@ -96,18 +96,6 @@ class PathTest:
             return path.startswith(wanted)
         return path == wanted if self.test.uses is Uses.EXACT else holds(self.test, path)
 
-    @property
-    def takes_all(self) -> bool:
-        """Every path passes."""
-        if self.test.uses is Uses.PREFIX:
-            return self.test.value in ("", "/")
-        known = self.pattern
-        return known is not None and known.takes_all_below("/")
-
-    @property
-    def pattern(self) -> Pattern | None:
-        return pattern(self.test.value) if self.test.uses is Uses.REGEX else None
-
     def candidates(self) -> tuple[str, ...]:
         """Paths that pass, such that a request for this route alone has one of them: the least foreseen ones first."""
         return _candidates(self)

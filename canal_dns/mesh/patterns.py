@@ -1,5 +1,4 @@
-"""Regular expressions, as far as the rule must understand them: does one take a text, everything below a prefix, only what is
-below a prefix; and which text would it take?
+"""Regular expressions, as far as the rule must understand them: does one take a text, and which texts would it take?
 
 Rules of this file:
 - RE2's common syntax becomes a small automaton that is run in linear time: the expressions are written by tenants, and Python's
@@ -58,31 +57,6 @@ class Pattern:
     def takes(self, text: str) -> bool:
         """It matches the whole of `text`."""
         return self._accept in self._after(text)
-
-    def takes_all_below(self, prefix: str) -> bool:
-        """It matches every text that begins with `prefix`."""
-        todo = [self._after(prefix)]
-        seen = set(todo)
-        while todo:
-            states = todo.pop()
-            if self._accept not in states or len(seen) > _MAX_SETS:
-                return False
-            for mask in self._parts(states):
-                following = self._step(states, mask)
-                if following not in seen:
-                    seen.add(following)
-                    todo.append(following)
-        return True
-
-    def stays_below(self, prefix: str, *, fold: bool = False) -> bool:
-        """Every text that it matches begins with `prefix` (`fold`: letters of either case)."""
-        states = self._start
-        for char in prefix:
-            wanted = _mask(char.lower() + char.upper() if fold else char)
-            if self._accept in states or any(mask & _POSSIBLE & ~wanted for mask, _ in self._edges(states)):
-                return False
-            states = self._step(states, wanted)
-        return True
 
     def examples(self, start: str = "", limit: int = 12) -> list[str]:
         """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit."""

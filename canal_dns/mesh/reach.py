@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 
-from canal_dns.mesh.matches import FRESH, Condition, RouteMatch, examples
+from canal_dns.mesh.matches import FRESH, Condition, examples
 from canal_dns.mesh.records import Uses
 
 Conditions = frozenset[Condition]
@@ -79,8 +79,3 @@ def _contradicts(way: Conditions, fixed: Mapping[Variable, str]) -> bool:
 
 def _passes(way: Conditions, request: Mapping[Variable, str | None]) -> bool:
     return all(one.passes(request.get(one.variable, _default(one.variable))) for one in way)
-
-
-def hides(before: RouteMatch, after: RouteMatch) -> bool:
-    """One earlier route takes everything that a later one would: for messages, which name the one in the way."""
-    return before.conditions <= after.conditions and all(before.path.takes(path) for path in after.path.candidates())

@@ -18,7 +18,7 @@ from canal_dns.mesh.records import Gateway, Server
 HTTP = frozenset({"http", "http2", "http_proxy", "grpc", "grpc-web"})
 """Protocols whose requests are routed by host and path (protocol.Instance.IsHTTP)."""
 
-_WILDCARDS = ("", "0.0.0.0", "::")
+_WILDCARDS = ("0.0.0.0", "::")
 _PASSTHROUGH = ("PASSTHROUGH", "AUTO_PASSTHROUGH")
 
 

@@ -1,0 +1,60 @@
+"""The automaton against Python's own `re`, and what it does not try to understand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from canal_dns.mesh.patterns import pattern
+
+UNDERSTOOD = [
+    "", ".*", "/a.*", "/a/.*", "/a(/.*)?", "/(a|b)/[^/]+", "a{2,3}", "a{2}", "a{2,}", "a{0,2}b", "^/x$", "a*", "a+b?",
+    "[a-c]+", "x{0}y", "(a|)b", r"\d+\.x", r"\w\W\s\S\D", "[]a]", "[^]a]", "[a-]", r"[\d\-]", "(?:ab)+", "(?P<n>a)",
+    "a*?b", r"\n|\t", "é+",
+    "[^a]", "((a))", "a|b|c", r"a\$", "(?i)/Ab[x-z]", "a{1,1}",
+]  # fmt: skip
+UNKNOWN = [
+    "a**", "[", "(a", "a)", r"\b", r"\pL", "(?!x)", "(?P<n", "a{x}", "a{1", "a{5,2}", "a{1000}", "a^b", "a$b", "*a", "{2}",
+    "\\",    "[[:alpha:]]", "[b-a]", r"[a-\d]", "(" * 60 + ")" * 60, "((a{50}){50}){50}", "a{,3}", "[a", "(?", "a{1234567}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("regex", UNDERSTOOD)
+@settings(max_examples=25, deadline=None)
+@given(text=st.text("ab/xyéA1.-\n\t$ ]", max_size=6))
+def test_the_same_as_re(regex: str, text: str) -> None:
+    known = pattern(regex)
+    assert known is not None
+    assert known.takes(text) == bool(re.fullmatch(regex, text, re.ASCII))
+
+
+@pytest.mark.parametrize("regex", UNDERSTOOD)
+def test_examples_are_taken(regex: str) -> None:
+    known = pattern(regex)
+    assert known is not None
+    assert all(known.takes(text) for text in known.examples())
+    assert all(text.startswith("/") and known.takes(text) for text in known.examples("/"))
+    assert known.examples() or regex == r"\n|\t"
+
+
+@pytest.mark.parametrize("regex", UNKNOWN)
+def test_what_is_not_understood_is_none(regex: str) -> None:
+    assert pattern(regex) is None
+
+
+def test_examples_take_every_way() -> None:
+    known = pattern("/(a|b)/x?")
+    assert known is not None
+    assert {"/a/", "/b/", "/a/x"} <= set(known.examples("/"))
+    assert pattern("a+").examples("/") == []  # type: ignore[union-attr]
+    assert len(pattern("[a-z]{4}").examples(limit=3)) == 3  # type: ignore[union-attr]
+
+
+def test_it_is_linear() -> None:
+    """The text on which a backtracking engine would never end."""
+    known = pattern("(a|a|aa)*b")
+    assert known is not None
+    assert not known.takes("a" * 2000)
