@@ -237,6 +237,23 @@ async def test_p17_a_port_in_use_is_an_error_at_once(transport: str, shared: boo
         await running.stop()
 
 
+async def test_an_address_that_only_the_workers_find_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody took it between the probe and the workers' own binding."""
+    async with pool() as running:
+        with udp_client(ALONE) as taken:
+            bad = Endpoint(ALONE, taken.getsockname()[1])
+            monkeypatch.setattr(workers, "probe", lambda endpoint: endpoint)
+            before = running.listeners
+            with pytest.raises(ListenError, match=rf"{bad} \(UDP\): Address already in use"):
+                await running.reconfigure(listening(running, LOOPBACK, bad))
+            assert running.listeners == before
+            await converged(before[0])
+
+            other = WorkerPool(settings(LOOPBACK, listen=(bad,)), 2, argv)
+            with pytest.raises(ListenError, match=rf"{bad} \(UDP\)"):
+                await other.start()
+
+
 async def test_listeners_change_in_every_worker() -> None:
     async with pool() as running:
         first = running.listeners[0]
