@@ -20,10 +20,11 @@ from canal_dns.dns.inflight import Done, Flight, Inflight, Overdue, Rejection, R
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import MAX_STREAM, Ede, Query, rcode_text, servfail, upstream_query
-from canal_dns.metrics import Counters, Histogram
+from canal_dns.dns.wire import MAX_STREAM, Ede, Query, servfail, upstream_query
+from canal_dns.metrics import Counters
+from canal_dns.server.upstream_series import SeriesOf
 from canal_dns.server.upstream_tcp import TcpChannel, TcpChannels
-from canal_dns.server.upstream_udp import Address, UdpChannel, UdpChannels
+from canal_dns.server.upstream_udp import UdpChannel, UdpChannels
 from canal_dns.settings import ForwardSettings, Sentinel
 
 PACKETS = 16
@@ -44,30 +45,6 @@ _clock = time.monotonic
 _log = logging.getLogger(__name__)
 
 
-class _Series:
-    """The time series of one upstream, looked up once."""
-
-    __slots__ = ("duration", "rcodes", "tcp", "udp")
-
-    def __init__(self, upstream: Upstream, durations: dict[tuple[str, ...], Histogram]) -> None:
-        self.udp = (upstream.text, "udp")
-        self.tcp = (upstream.text, "tcp")
-        self.rcodes = [(upstream.text, rcode_text(rcode)) for rcode in range(16)]
-        self.duration = durations[(upstream.text,)]
-
-
-class _SeriesOf(dict[Upstream, _Series]):
-    """By upstream, made when first needed: replies may still come from one that is no longer configured."""
-
-    def __init__(self, durations: dict[tuple[str, ...], Histogram]) -> None:
-        super().__init__()
-        self._durations = durations
-
-    def __missing__(self, upstream: Upstream) -> _Series:
-        series = self[upstream] = _Series(upstream, self._durations)
-        return series
-
-
 class Forwarder:
     """Has queries answered by the upstreams. One per process, made in its running loop."""
 
@@ -84,9 +61,9 @@ class Forwarder:
         self._upstreams = Upstreams(settings.upstreams)
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, exempt, self._memory.match)
-        self._own: set[Address] = set()
-        self._udp = UdpChannels(self._on_readable, self._own)
-        self._tcp = TcpChannels(self._on_message, self._on_lost, self._own)
+        self._series = SeriesOf(counters)
+        self._udp = UdpChannels(self._on_readable, self._series)
+        self._tcp = TcpChannels(self._on_message, self._on_lost, self._series)
         self._timer: asyncio.TimerHandle | None = None
         self._wake = inf
         self._sweep_at = inf
@@ -102,8 +79,6 @@ class Forwarder:
         self._in_flight = counters["canal_dns_forward_in_flight"]
         self._up = counters["canal_dns_forward_upstream_up"]
         self._loops = counters["canal_dns_loops_total"]
-        self._durations = counters.histograms["canal_dns_forward_request_duration_seconds"]
-        self._series = _SeriesOf(self._durations)
         self._told: dict[Upstream, bool] = {}
         self.reconfigure(settings)
 
@@ -129,11 +104,11 @@ class Forwarder:
             reply_to(servfail(query, _EDE[flight]))
 
     def is_own(self, host: str, port: int) -> bool:
-        """True, and counted as a loop, if a query from this address and port is one that we sent ourselves.
+        """True, and counted as a loop, if a query that came by UDP from this address and port is one that we sent ourselves.
 
         For listeners, before `submit`: such a query is answered SERVFAIL, so that a loop ends where it closes.
         """
-        if (host, port) not in self._own:
+        if (host, port) not in self._udp.own:
             return False
         self._loops[()] += 1
         return True
@@ -181,7 +156,7 @@ class Forwarder:
         ident = self._inflight.assign(flight, channel)
         packet = probe_packet(ident) if flight.probe else upstream_query(flight.query, ident, do=flight.do)
         flight.sent = now
-        self._requests[self._series[upstream].udp] += 1
+        self._requests[channel.series.udp] += 1
         try:
             channel.send(packet)
         except OSError:
@@ -199,7 +174,7 @@ class Forwarder:
         channel = self._tcp.take(upstream, now)
         ident = self._inflight.assign(flight, channel)
         flight.sent = now
-        self._requests[self._series[upstream].tcp] += 1
+        self._requests[channel.series.tcp] += 1
         channel.send(upstream_query(flight.query, ident, do=flight.do), now)
 
     def _obey(self, now: float) -> None:
@@ -253,7 +228,7 @@ class Forwarder:
     def _receive(self, channel: UdpChannel | TcpChannel, packet: bytes, now: float) -> None:
         flight = self._inflight.received(channel, packet)
         if type(flight) is Flight:
-            series = self._series[channel.upstream]
+            series = channel.series
             self._responses[series.rcodes[packet[3] & 15]] += 1
             series.duration.observe(now - flight.sent)
             if flight.done:

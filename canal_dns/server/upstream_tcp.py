@@ -15,7 +15,7 @@ from typing import cast
 from canal_dns.dns.inflight import Channel
 from canal_dns.dns.upstreams import Upstream
 from canal_dns.dns.wire import Framer, frame
-from canal_dns.server.upstream_udp import Address
+from canal_dns.server.upstream_series import Series, SeriesOf
 
 IDLE = 10.0
 """Seconds without a query after which a connection is closed: CoreDNS keeps its side open for longer."""
@@ -24,10 +24,11 @@ IDLE = 10.0
 class TcpChannel(Channel, asyncio.Protocol):
     """One connection, from the first intention to connect on."""
 
-    __slots__ = ("_framer", "_home", "_transport", "_unsent", "connected", "dialling", "local", "used")
+    __slots__ = ("_framer", "_home", "_transport", "_unsent", "connected", "dialling", "series", "used")
 
-    def __init__(self, home: TcpChannels, upstream: Upstream, now: float) -> None:
+    def __init__(self, home: TcpChannels, upstream: Upstream, series: Series, now: float) -> None:
         super().__init__(upstream, now, stream=True)
+        self.series = series
         self._home = home
         self._framer = Framer()
         self._transport: asyncio.Transport | None = None
@@ -35,7 +36,6 @@ class TcpChannel(Channel, asyncio.Protocol):
         self.connected = False
         """It was, at some time, and with a server that speaks DNS."""
         self.dialling: asyncio.Task[None] | None = None
-        self.local: Address | None = None
         self.used = now
 
     def send(self, message: bytes, now: float) -> None:
@@ -56,8 +56,6 @@ class TcpChannel(Channel, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.connected = True
-        self.local = transport.get_extra_info("sockname")[:2]
-        self._home.connected(self)
         self._transport.writelines(self._unsent)
         self._unsent.clear()
 
@@ -78,13 +76,13 @@ class TcpChannels:
     """All connections of one process towards its upstreams."""
 
     def __init__(
-        self, arrived: Callable[[TcpChannel, bytes], None], lost: Callable[[TcpChannel], None], own: set[Address]
+        self, arrived: Callable[[TcpChannel, bytes], None], lost: Callable[[TcpChannel], None], series: SeriesOf
     ) -> None:
-        """`arrived(channel, message)`; `lost(channel)`: it broke or never stood; `own` is kept up with the local addresses."""
+        """`arrived(channel, message)` and `lost(channel)`, when it broke or never stood, are called."""
         self._loop = asyncio.get_running_loop()
         self.arrived = arrived
         self._lost = lost
-        self._own = own
+        self._series = series
         self._current: dict[Upstream, TcpChannel] = {}
         self._all: set[TcpChannel] = set()
 
@@ -96,7 +94,7 @@ class TcpChannels:
         """A connection for one query."""
         channel = self._current.get(upstream)
         if channel is None or not channel.usable(now):
-            channel = self._current[upstream] = TcpChannel(self, upstream, now)
+            channel = self._current[upstream] = TcpChannel(self, upstream, self._series[upstream], now)
             self._all.add(channel)
             channel.dialling = self._loop.create_task(self._dial(channel), name=f"dial {upstream.text}")
         return channel
@@ -122,11 +120,6 @@ class TcpChannels:
             channel.shut()
         await asyncio.gather(*dialling, return_exceptions=True)
 
-    def connected(self, channel: TcpChannel) -> None:
-        """A connection stands."""
-        if channel in self._all and channel.local is not None:
-            self._own.add(channel.local)
-
     def lost(self, channel: TcpChannel) -> None:
         """A connection broke, unless it was closed here."""
         if channel in self._all:
@@ -138,8 +131,6 @@ class TcpChannels:
         self._all.discard(channel)
         if self._current.get(channel.upstream) is channel:
             del self._current[channel.upstream]
-        if channel.local is not None:
-            self._own.discard(channel.local)
 
     async def _dial(self, channel: TcpChannel) -> None:
         endpoint = channel.upstream.endpoint

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from canal_dns.dns.inflight import Channel
 from canal_dns.dns.upstreams import Upstream
+from canal_dns.server.upstream_series import Series, SeriesOf
 from canal_dns.settings import Endpoint
 
 POOL = 256
@@ -29,11 +30,12 @@ Address = tuple[str, int]
 class UdpChannel(Channel):
     """A connected socket."""
 
-    __slots__ = ("local", "recv", "send", "sock")
+    __slots__ = ("local", "recv", "send", "series", "sock")
 
-    def __init__(self, upstream: Upstream, now: float) -> None:
+    def __init__(self, upstream: Upstream, series: Series, now: float) -> None:
         """Raises OSError if there is no socket or no route."""
         super().__init__(upstream, now, stream=False)
+        self.series = series
         self.sock = connect(upstream.endpoint)
         self.local: Address = self.sock.getsockname()[:2]
         self.send = self.sock.send
@@ -54,11 +56,13 @@ def connect(endpoint: Endpoint) -> socket.socket:
 class UdpChannels:
     """All UDP sockets of one process towards its upstreams."""
 
-    def __init__(self, readable: Callable[[UdpChannel], None], own: set[Address]) -> None:
-        """`readable(channel)` is called when a socket has something; `own` is kept equal to the local addresses."""
+    def __init__(self, readable: Callable[[UdpChannel], None], series: SeriesOf) -> None:
+        """`readable(channel)` is called when a socket has something."""
         self._loop = asyncio.get_running_loop()
         self._readable = readable
-        self._own = own
+        self._series = series
+        self.own: set[Address] = set()
+        """Local addresses of the open sockets."""
         self._pools: dict[Upstream, list[UdpChannel]] = {}
         self._leaving: dict[Upstream, list[UdpChannel]] = {}
         self._draws = b""
@@ -133,8 +137,8 @@ class UdpChannels:
         return channel
 
     def _open(self, upstream: Upstream, now: float) -> UdpChannel:
-        channel = UdpChannel(upstream, now)
-        self._own.add(channel.local)
+        channel = UdpChannel(upstream, self._series[upstream], now)
+        self.own.add(channel.local)
         self._loop.add_reader(channel.sock.fileno(), self._readable, channel)
         return channel
 
@@ -154,6 +158,6 @@ class UdpChannels:
         return True
 
     def _close(self, channel: UdpChannel) -> None:
-        self._own.discard(channel.local)
+        self.own.discard(channel.local)
         self._loop.remove_reader(channel.sock.fileno())
         channel.sock.close()
