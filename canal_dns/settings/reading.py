@@ -1,10 +1,9 @@
-"""Every setting, once: frozen records per concern, and one pure `parse` from the mapping that a YAML file holds.
+"""From the mapping that a YAML file holds to Settings, or to a ConfigError that says where, what, and what is allowed.
 
 Rules of this file:
-- nothing here reads a file, the environment or a clock: `parse` gets a mapping and gives `Settings` or raises ConfigError;
+- nothing here reads a file, the environment or a clock;
 - an unknown key is an error that names the nearest known one; a bad value is an error that says what is allowed;
-- under each field stands what it means, its unit, what None means, and why the default is what it is;
-- times are seconds as float once parsed; in YAML they are written `500ms`, `15s`, `2m`.
+- a default stands in `model`, never here.
 """
 
 from __future__ import annotations
@@ -13,271 +12,36 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
 from canal_dns.errors import ConfigError
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from canal_dns.settings.model import (
+    AccessSettings,
+    BindingSettings,
+    CacheSettings,
+    CrossNamespace,
+    Endpoint,
+    ForwardSettings,
+    GatewayUnready,
+    HealthSettings,
+    InternalGateway,
+    ListenSettings,
+    LogFormat,
+    LogSettings,
+    MeshSettings,
+    Network,
+    PortGuard,
+    RateLimitSettings,
+    Sentinel,
+    Settings,
+    SourceSettings,
+    TcpSettings,
+    ZoneSettings,
+)
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=Enum)
-
-_PRIVATE = (
-    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-    "::1/128", "fc00::/7", "fe80::/10",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An IP address and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_ipv6(self) -> bool:
-        return ":" in self.host
-
-    @property
-    def is_wildcard(self) -> bool:
-        return ipaddress.ip_address(self.host).is_unspecified
-
-
-class Sentinel(Enum):
-    """What marks our own upstream queries, so that CoreDNS does not send them back (Layout B)."""
-
-    DO = "do"
-    NONE = "none"
-
-
-class PortGuard(Enum):
-    """How many ports of a Service the gateway must serve before its name is bound."""
-
-    ENFORCE = "enforce"
-    WARN = "warn"
-
-
-class CrossNamespace(Enum):
-    """What becomes of a name that a VirtualService of another namespace governs without consent."""
-
-    DENY = "deny"
-    WARN = "warn"
-    ALLOW = "allow"
-
-
-class GatewayUnready(Enum):
-    """What the names of a gateway without ready endpoints get: the real answer, or still the VIP."""
-
-    FORWARD = "forward"
-    KEEP = "keep"
-
-
-class LogFormat(Enum):
-    TEXT = "text"
-    JSON = "json"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpSettings:
-    """Limits on client TCP (RFC 7766; figures: those of dnsdist, Unbound and CoreDNS)."""
-
-    connections: int = 1000
-    """Open connections in one worker; at 90 % the idle time-out shrinks, above 100 % new ones are closed."""
-    connections_per_client: int = 20
-    """Open connections of one client address; `access.peers` are exempt, since CoreDNS opens one per waiting query."""
-    queries_per_connection: int = 128
-    """Queries on one connection before it is closed after the last answer (CVE-2025-30193)."""
-    in_flight: int = 10
-    """Forwarded queries of one connection that may wait for an upstream; above it the connection is not read."""
-    first_byte: float = 5.0
-    """Seconds for the first octet of the first message."""
-    message: float = 10.0
-    """Seconds for one whole message, counted from its first octet: it ends a slow-loris."""
-    write: float = 10.0
-    """Seconds in which a client must take some of what waits for it."""
-    idle: float = 15.0
-    """Seconds without a message and without a pending answer; above CoreDNS's `expire` of 10 s, so that it closes first."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListenSettings:
-    """Where queries come in."""
-
-    addresses: tuple[Endpoint, ...] = (Endpoint("0.0.0.0", 1053),)
-    """UDP and TCP on each. 1053 needs no privilege; a Service maps 53 to it."""
-    workers: int | None = None
-    """Worker processes; 0: everything in one process; None: one per CPU that the container may use."""
-    lameduck: float = 15.0
-    """Seconds of answering after SIGTERM while not ready: conntrack keeps UDP clients pinned to a pod that goes away."""
-    tcp: TcpSettings = TcpSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class ZoneSettings:
-    """What our own answers carry."""
-
-    cluster_domain: str = "cluster.local"
-    """The cluster's DNS domain, lower case, without the final dot."""
-    ttl: int = 5
-    """Seconds; CoreDNS's default for Services, so that a client forgets a binding as fast as a ClusterIP."""
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardSettings:
-    """How everything else reaches CoreDNS."""
-
-    upstreams: tuple[Endpoint, ...] = ()
-    """CoreDNS addresses in order of preference; never taken from resolv.conf, which would loop."""
-    sentinel: Sentinel = Sentinel.DO
-    """DO=1 on every upstream query lets a stock CoreDNS block with `view … expr !do()` tell them apart."""
-    budget: float = 1.5
-    """Seconds in all for one client query: below CoreDNS's read time-out of 2 s, else it marks us down for its own fault."""
-    max_outstanding: int = 10_000
-    """Upstream queries that may wait in one worker; one more is answered SERVFAIL at once and counted."""
-    max_outstanding_per_client: int = 1000
-    """Of these, of one client address (DNSBomb, CVE-2024-33655)."""
-    discard_age: float = 1.9
-    """Seconds after which an answer is no longer sent to a UDP client (it has asked again, or is being used: DNSBomb)."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimitSettings:
-    """Response rate limiting per client prefix (/32 and /64)."""
-
-    per_second: int = 0
-    """Answers per second and prefix; 0: off, since by default only private networks may ask at all."""
-    slip: int = 1
-    """Of the queries above the rate every n-th gets an empty TC=1 reply, the others nothing; 0: nothing at all."""
-    exempt: tuple[Network, ...] = ()
-    """Networks without a limit: the pod network, as a rule."""
-
-
-@dataclass(frozen=True, slots=True)
-class AccessSettings:
-    """Who may ask, and how much."""
-
-    allow: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in _PRIVATE)
-    """Clients that are answered; others get REFUSED. Default: loopback and the private ranges that clusters use."""
-    peers: tuple[Network, ...] = ()
-    """CoreDNS's addresses: exempt from the limits per client, because all clients stand behind them."""
-    error_replies_per_second: int = 100
-    """FORMERR, NOTIMP and the like, in one worker (NSD and Unbound limit theirs to as many)."""
-    rate_limit: RateLimitSettings = RateLimitSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """The answer cache."""
-
-    size: int = 0
-    """Entries; 0 turns it off. This version has no cache: 0 is the only value."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSettings:
-    """Where Kubernetes objects come from."""
-
-    manifests: str = ""
-    """A file, or a folder that is read recursively (`*.yaml`, `*.yml`, `*.json`), watched."""
-
-
-@dataclass(frozen=True, slots=True)
-class HealthSettings:
-    """The admin endpoints `/health`, `/ready`, `/metrics`, `/bindings`."""
-
-    admin: Endpoint | None = Endpoint("0.0.0.0", 8080)
-    """None (`admin: off`): no HTTP at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class InternalGateway:
-    """An internal gateway: the Service whose addresses are the VIP."""
-
-    namespace: str
-    name: str
-    pod_labels: tuple[tuple[str, str], ...] | None = None
-    """Labels of the gateway's pods, sorted; None: read from the Pods behind the Service."""
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class MeshSettings:
-    """What istiod was told, where it changes what a gateway serves."""
-
-    root_namespace: str = "istio-system"
-    """MeshConfig `rootNamespace`: where mesh-wide DestinationRules live."""
-    scope_gateway_to_namespace: bool = False
-    """istiod's PILOT_SCOPE_GATEWAY_TO_NAMESPACE: only Gateways of the gateway pods' own namespace attach."""
-    default_virtual_service_export_to: tuple[str, ...] = ("*",)
-    """MeshConfig `defaultVirtualServiceExportTo`: for VirtualServices without `exportTo`."""
-    default_destination_rule_export_to: tuple[str, ...] = ("*",)
-    """MeshConfig `defaultDestinationRuleExportTo`: for DestinationRules without `exportTo`."""
-    revision: str | None = None
-    """istiod's revision: objects whose label `istio.io/rev` names another one are left out; None: the label is ignored."""
-
-
-@dataclass(frozen=True, slots=True)
-class BindingSettings:
-    """The policies of the binding rule."""
-
-    gateways: tuple[InternalGateway, ...] = ()
-    port_guard: PortGuard = PortGuard.ENFORCE
-    """DNS moves all ports of a name: with `enforce` the gateway must serve each of them, with `warn` one is enough."""
-    cross_namespace: CrossNamespace = CrossNamespace.DENY
-    """`deny`: else any tenant could take the traffic of another namespace (istio#8615)."""
-    headless: bool = False
-    """Bind the bare name of headless Services too."""
-    gateway_unready: GatewayUnready = GatewayUnready.FORWARD
-    """Fail open: a gateway that serves nobody is not given to clients."""
-    gateway_unready_after: float = 3.0
-    """Seconds a gateway must be without ready endpoints before its names are forwarded (and ready before they return)."""
-    settle: float = 2.0
-    """Seconds a newly bound name waits for istiod to program the gateway (requests sent earlier get 404)."""
-    protected: tuple[tuple[str, str], ...] = ()
-    """Further (namespace, name) never to be bound; `*` stands for any. kube-system and the like are protected anyway."""
-    max_bindings: int = 20_000
-    """Bound names in all; further ones (in order of name) are skipped with a reason."""
-    cluster_domain: str = "cluster.local"
-    """The same as ZoneSettings.cluster_domain: names are made of it."""
-    ttl: int = 5
-    """The same as ZoneSettings.ttl: for Services without an annotation."""
-    mesh: MeshSettings = MeshSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """The log, on standard error."""
-
-    level: str = "info"
-    """debug | info | warning | error"""
-    format: LogFormat = LogFormat.TEXT
-    queries: bool = False
-    """One line per query, at most 100 a second, names escaped. Off: names are the clients' business."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All of it; parts are handed down, never the whole."""
-
-    source: SourceSettings
-    listen: ListenSettings = ListenSettings()
-    zone: ZoneSettings = ZoneSettings()
-    forward: ForwardSettings = ForwardSettings()
-    access: AccessSettings = AccessSettings()
-    cache: CacheSettings = CacheSettings()
-    health: HealthSettings = HealthSettings()
-    binding: BindingSettings = BindingSettings()
-    log: LogSettings = LogSettings()
-    warnings: tuple[str, ...] = field(default=(), compare=False)
-    """What is allowed but hardly meant; `serve` logs it, `check` prints it."""
 
 
 def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
@@ -289,15 +53,15 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     top = _Section("", mapping)
     listen = ListenSettings(
         addresses=top.take("listen", _list_of(_listener), ListenSettings().addresses),
-        workers=top.take("workers", _workers, None),
-        lameduck=top.take("lameduck", duration(0, 600), 15.0),
+        workers=top.take("workers", _workers, ListenSettings().workers),
+        lameduck=top.take("lameduck", _duration(0, 600), ListenSettings().lameduck),
     )
     zone = ZoneSettings(
-        cluster_domain=top.take("clusterDomain", _domain, "cluster.local"),
-        ttl=top.take("ttl", _integer(1, 3600), 5),
+        cluster_domain=top.take("clusterDomain", _domain, ZoneSettings().cluster_domain),
+        ttl=top.take("ttl", _integer(1, 3600), ZoneSettings().ttl),
     )
     upstreams = top.take("upstreams", _list_of(_upstream), ForwardSettings().upstreams)
-    sentinel = top.take("upstreamSentinel", _choice(Sentinel), Sentinel.DO)
+    sentinel = top.take("upstreamSentinel", _choice(Sentinel), ForwardSettings().sentinel)
     gateways = top.take("gateways", _list_of(_gateway), BindingSettings().gateways)
     source = _source(top.section("source"))
     health = HealthSettings(admin=top.take("admin", _admin, HealthSettings().admin))
@@ -326,26 +90,31 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
         health=health,
         binding=binding,
         log=log,
-        warnings=tuple(_warnings(listen, forward)),
+        warnings=tuple(_warnings(listen, forward, access)),
     )
 
 
 def _source(section: _Section) -> SourceSettings:
     if "cluster" in section.mapping:
         raise ConfigError("source.cluster", section.mapping["cluster"], "this version reads `source.manifests` only")
-    source = SourceSettings(section.take("manifests", _text, ""))
+    source = SourceSettings(section.take("manifests", _text, SourceSettings().manifests))
     section.done()
     return source
 
 
 def _binding(section: _Section, mesh: _Section, gateways: tuple[InternalGateway, ...], zone: ZoneSettings) -> BindingSettings:
     default = BindingSettings()
-    istio = MeshSettings(
-        root_namespace=mesh.take("rootNamespace", _text, "istio-system"),
-        scope_gateway_to_namespace=mesh.take("scopeGatewayToNamespace", _boolean, False),
-        default_virtual_service_export_to=mesh.take("defaultVirtualServiceExportTo", _list_of(_text), ("*",)),
-        default_destination_rule_export_to=mesh.take("defaultDestinationRuleExportTo", _list_of(_text), ("*",)),
-        revision=mesh.take("revision", _text, None),
+    istio = MeshSettings()
+    mesh_settings = MeshSettings(
+        root_namespace=mesh.take("rootNamespace", _text, istio.root_namespace),
+        scope_gateway_to_namespace=mesh.take("scopeGatewayToNamespace", _boolean, istio.scope_gateway_to_namespace),
+        default_virtual_service_export_to=mesh.take(
+            "defaultVirtualServiceExportTo", _list_of(_text), istio.default_virtual_service_export_to
+        ),
+        default_destination_rule_export_to=mesh.take(
+            "defaultDestinationRuleExportTo", _list_of(_text), istio.default_destination_rule_export_to
+        ),
+        revision=mesh.take("revision", _text, istio.revision),
     )
     mesh.done()
     settings = BindingSettings(
@@ -354,20 +123,20 @@ def _binding(section: _Section, mesh: _Section, gateways: tuple[InternalGateway,
         cross_namespace=section.take("crossNamespace", _choice(CrossNamespace), default.cross_namespace),
         headless=section.take("headless", _boolean, default.headless),
         gateway_unready=section.take("gatewayUnready", _choice(GatewayUnready), default.gateway_unready),
-        gateway_unready_after=section.take("gatewayUnreadyAfter", duration(0, 600), default.gateway_unready_after),
-        settle=section.take("settle", duration(0, 600), default.settle),
-        protected=section.take("protected", _list_of(_namespaced), ()),
+        gateway_unready_after=section.take("gatewayUnreadyAfter", _duration(0, 600), default.gateway_unready_after),
+        settle=section.take("settle", _duration(0, 600), default.settle),
+        protected=section.take("protected", _list_of(_namespaced), default.protected),
         max_bindings=section.take("maxBindings", _integer(1, 1_000_000), default.max_bindings),
         cluster_domain=zone.cluster_domain,
         ttl=zone.ttl,
-        mesh=istio,
+        mesh=mesh_settings,
     )
     section.done()
     return settings
 
 
 def _cache(section: _Section) -> CacheSettings:
-    size = section.take("size", _integer(0, 10_000_000), 0)
+    size = section.take("size", _integer(0, 10_000_000), CacheSettings().size)
     section.done()
     if size != 0:
         raise ConfigError("cache.size", size, "this version has no cache: 0 is the only value")
@@ -378,14 +147,14 @@ def _access(section: _Section) -> AccessSettings:
     default = AccessSettings()
     limit = section.section("rateLimit")
     rate_limit = RateLimitSettings(
-        per_second=limit.take("perSecond", _integer(0, 1_000_000), 0),
-        slip=limit.take("slip", _integer(0, 10), 1),
-        exempt=limit.take("exempt", _list_of(_network), ()),
+        per_second=limit.take("perSecond", _integer(0, 1_000_000), default.rate_limit.per_second),
+        slip=limit.take("slip", _integer(0, 10), default.rate_limit.slip),
+        exempt=limit.take("exempt", _list_of(_network), default.rate_limit.exempt),
     )
     limit.done()
     access = AccessSettings(
         allow=section.take("allow", _list_of(_network), default.allow),
-        peers=section.take("peers", _list_of(_network), ()),
+        peers=section.take("peers", _list_of(_network), default.peers),
         error_replies_per_second=section.take(
             "errorRepliesPerSecond", _integer(0, 1_000_000), default.error_replies_per_second
         ),
@@ -397,9 +166,9 @@ def _access(section: _Section) -> AccessSettings:
 
 def _log(section: _Section) -> LogSettings:
     log = LogSettings(
-        level=section.take("level", _one_of("debug", "info", "warning", "error"), "info"),
-        format=section.take("format", _choice(LogFormat), LogFormat.TEXT),
-        queries=section.take("queries", _boolean, False),
+        level=section.take("level", _one_of("debug", "info", "warning", "error"), LogSettings().level),
+        format=section.take("format", _choice(LogFormat), LogSettings().format),
+        queries=section.take("queries", _boolean, LogSettings().queries),
     )
     section.done()
     return log
@@ -414,33 +183,38 @@ def _limits(section: _Section, upstreams: tuple[Endpoint, ...], sentinel: Sentin
             connections_per_client=section.take("tcpConnectionsPerClient", _integer(1, 1_000_000), tcp.connections_per_client),
             queries_per_connection=section.take("tcpQueriesPerConnection", _integer(1, 1_000_000), tcp.queries_per_connection),
             in_flight=section.take("tcpInFlight", _integer(1, 10_000), tcp.in_flight),
-            first_byte=section.take("tcpFirstByte", duration(0.1, 600), tcp.first_byte),
-            message=section.take("tcpMessage", duration(0.1, 600), tcp.message),
-            write=section.take("tcpWrite", duration(0.1, 600), tcp.write),
-            idle=section.take("tcpIdle", duration(0.1, 600), tcp.idle),
+            first_byte=section.take("tcpFirstByte", _duration(0.1, 600), tcp.first_byte),
+            message=section.take("tcpMessage", _duration(0.1, 600), tcp.message),
+            write=section.take("tcpWrite", _duration(0.1, 600), tcp.write),
+            idle=section.take("tcpIdle", _duration(0.1, 600), tcp.idle),
         ),
         ForwardSettings(
             upstreams=upstreams,
             sentinel=sentinel,
-            budget=section.take("forwardBudget", duration(0.1, 5), forward.budget),
+            budget=section.take("forwardBudget", _duration(0.1, 5), forward.budget),
             max_outstanding=section.take("maxOutstanding", _integer(1, 60_000), forward.max_outstanding),
             max_outstanding_per_client=section.take(
                 "maxOutstandingPerClient", _integer(1, 60_000), forward.max_outstanding_per_client
             ),
-            discard_age=section.take("discardAge", duration(0.1, 10), forward.discard_age),
+            discard_age=section.take("discardAge", _duration(0.1, 10), forward.discard_age),
         ),
     )
     section.done()
     return limits
 
 
-def _warnings(listen: ListenSettings, forward: ForwardSettings) -> Iterable[str]:
+def _warnings(listen: ListenSettings, forward: ForwardSettings, access: AccessSettings) -> Iterable[str]:
     own = {(address.host, address.port) for address in listen.addresses}
     wildcard_ports = {address.port for address in listen.addresses if address.is_wildcard}
     for upstream in forward.upstreams:
         loopback = ipaddress.ip_address(upstream.host).is_loopback
         if (upstream.host, upstream.port) in own or (loopback and upstream.port in wildcard_ports):
             yield f"upstreams: {upstream} is an address on which canal-dns itself listens: every forwarded query would loop"
+    if forward.sentinel is Sentinel.DO and not access.peers:
+        yield (
+            "access.peers: empty, so that all clients behind CoreDNS share the limits of one; name the network of CoreDNS's pods, "
+            "or their questions over TCP may get CoreDNS's own answer under load"
+        )
     if forward.sentinel is Sentinel.DO and forward.budget >= 2.0:
         yield f"limits.forwardBudget: {forward.budget:g}s; CoreDNS gives up after 2 s and marks canal-dns down"
 
@@ -511,7 +285,7 @@ def _admin(where: str, value: object) -> Endpoint | None:
     return None if value is False or value == "off" else _listener(where, value)
 
 
-def duration(low: float, high: float) -> Callable[[str, Any], float]:
+def _duration(low: float, high: float) -> Callable[[str, Any], float]:
     """A parser for `500ms`, `15s`, `2m` (a bare 0 too) that gives seconds."""
 
     def parser(where: str, value: object) -> float:
