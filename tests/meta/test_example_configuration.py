@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from canal_dns import settings
+from canal_dns.settings import reading
 from tests.meta.tree import ROOT
 
 FILE = ROOT / "config" / "canal-dns.yaml"
@@ -35,9 +36,9 @@ def test_every_value_is_the_default(mapping):
 def known_keys(mapping, monkeypatch):
     """{section: keys} that the parser asks for."""
     known = {}
-    done = settings._Section.done
+    done = reading._Section.done
     monkeypatch.setattr(
-        settings._Section, "done", lambda section: (known.update({section.path: set(section._known)}), done(section))
+        reading._Section, "done", lambda section: (known.update({section.path: set(section._known)}), done(section))
     )
     settings.parse(mapping)
     return known
