@@ -49,7 +49,7 @@ def test_what_must_be_said_is_enough():
     assert settings.forward.upstreams == (Endpoint("10.96.0.10", 53),)
     assert settings.binding.gateways == (InternalGateway("istio-system", "internalgateway"),)
     assert settings.source.manifests == "/etc/canal-dns/manifests"
-    assert settings.warnings == ()
+    assert [warning.partition(":")[0] for warning in settings.warnings] == ["access.peers"]
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,12 @@ def test_offline_needs_no_upstreams():
         ({"limits": {"forwardBudget": "2s"}}, "CoreDNS gives up"),
         ({"limits": {"forwardBudget": "2s"}, "upstreamSentinel": "none"}, None),
         ({"upstreams": ["127.0.0.1:53"]}, None),
+        ({"access": {}}, "access.peers: empty"),
+        ({"access": {}, "upstreamSentinel": "none"}, None),
     ],
 )
 def test_what_is_hardly_meant_is_a_warning(mapping, text):
-    warnings = parse(MINIMAL | mapping).warnings
+    warnings = parse(MINIMAL | {"access": {"peers": ["10.244.0.0/16"]}} | mapping).warnings
     assert [text in warning for warning in warnings] == ([True] if text else [])
 
 
