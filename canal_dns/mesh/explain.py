@@ -97,7 +97,7 @@ def _not_bound(binder: Binder, full: str) -> Explanation:
             if not case.sources:
                 skipped = unmentioned(full, f"{service.namespace}/{service.name}")
             for model in binder.cluster.models:
-                steps.extend(_gateway_steps(model, binder))
+                steps.extend(_gateway_steps(model, binder, tells=not case.sources))
             for source in case.sources:
                 steps.extend(_source_steps(binder, case, source))
             steps.extend(_port_steps(binder, full, service))
@@ -133,7 +133,8 @@ def _service_step(full: str, service: Service | None) -> Step:
     return Step(f"Service {service.namespace}/{service.name}", "spec.ports", f"it exists, with the ports {ports}", True)
 
 
-def _gateway_steps(model: GatewayModel, binder: Binder) -> Iterator[Step]:
+def _gateway_steps(model: GatewayModel, binder: Binder, *, tells: bool = False) -> Iterator[Step]:
+    """The gateway itself. `tells`: no VirtualService's chain will tell that no Gateway is attached."""
     state = model.frame
     this = f"Service {state.name}"
     if state.unusable:
@@ -148,7 +149,7 @@ def _gateway_steps(model: GatewayModel, binder: Binder) -> Iterator[Step]:
         text = "it has ready pods, not long enough yet" if state.ready else "it has no ready pod, which does not count (yet)"
     yield Step(this, "endpoints", text, counts)
     gateways = joined(f"{one.namespace}/{one.name}" for one in state.attached)
-    yield Step(this, "", f"attached Gateways, by their selectors: {gateways}", bool(state.attached))
+    yield Step(this, "", f"attached Gateways, by their selectors: {gateways}", bool(state.attached) or not tells)
 
 
 def _source_steps(binder: Binder, case: Case, source: Resolved) -> Iterator[Step]:

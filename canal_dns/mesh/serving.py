@@ -62,12 +62,12 @@ def ways(model: GatewayModel, listener: Listener, name: str) -> Iterator[Way]:
     plain = next((one for one in chains if one.names is None), None)
     if plain is not None and not plain.chain.tls and not (plain.offer and plain.chain.kind == "sni"):
         yield _way(model, plain, name)
-    by_name = _by_server_name(chains, name)
+    by_name = by_server_name(chains, name)
     if by_name is not None and (by_name.chain.tls or by_name.chain.kind == "sni"):
         yield _way(model, by_name, name)
 
 
-def _by_server_name(chains: tuple[SniChain, ...], name: str) -> SniChain | None:
+def by_server_name(chains: tuple[SniChain, ...], name: str) -> SniChain | None:
     """Envoy's choice: the exact name, then `*.suffix` label by label, then the chain without names."""
     wanted = name
     while True:

@@ -1,0 +1,279 @@
+"""What a client gets at a listener: plain text and TLS side by side, several virtual hosts, ports, refused configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from canal_dns.mesh.result import Reason, Result
+from canal_dns.settings import PortGuard
+from tests.mesh.builders import (
+    HELLO,
+    SETTINGS,
+    delegate,
+    full,
+    gateway,
+    gateway_service,
+    http,
+    l4,
+    namespace,
+    outcome,
+    server,
+    service,
+    sni,
+    tcp_server,
+    tls_server,
+    to,
+    virtual_service,
+)
+
+PLAIN = full("plain.default")
+LOOSE = replace(SETTINGS, port_guard=PortGuard.WARN)
+TWO = (service("plain"), service())
+
+
+def ports(result: Result, name: str = HELLO) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    bound = result.bound.get(name)
+    return (bound.ports, bound.claims) if bound else ((), ())
+
+
+def loosely(*objects: Any) -> Result:
+    return outcome(*TWO, *objects, settings=LOOSE)
+
+
+def test_https_that_the_gateway_terminates() -> None:
+    result = loosely(gateway(tls_server(8443, "SIMPLE", "HTTPS")), virtual_service(hosts=[HELLO]))
+    assert ports(result) == ((8443,), ("destination", "host"))
+
+
+def test_https_servers_are_chosen_by_server_name_then_by_host() -> None:
+    servers = gateway(
+        tls_server(8443, "SIMPLE", "HTTPS", hosts=["*.default.svc.cluster.local"], name="a"),
+        tls_server(8443, "SIMPLE", "HTTPS", hosts=["*.example"], name="b"),
+        tls_server(8443, "SIMPLE", "HTTPS", hosts=["*"], name="c"),
+    )
+    result = loosely(servers, virtual_service(http(HELLO)), service("other", "shop"))
+    assert ports(result) == ((8443,), ("destination",))
+    narrow = loosely(
+        servers,
+        virtual_service(http(full("other.shop"))),
+        service("other", "shop", annotations={"canal-dns.io/allow-from": "*"}),
+    )
+    assert ports(narrow, full("other.shop")) == ((8443,), ("destination",))
+
+
+def test_a_scheme_is_that_of_the_listener() -> None:
+    routes = (http(HELLO, match={"scheme": {"exact": "https"}}), http(PLAIN))
+    plain = loosely(gateway(server(80)), virtual_service(*routes))
+    assert (ports(plain), ports(plain, PLAIN)) == (((), ()), ((80,), ("destination",)))
+    assert plain.skipped[HELLO].reason is Reason.MATCH_NOT_APPLICABLE
+    secure = loosely(gateway(tls_server(8443, "SIMPLE", "HTTPS")), virtual_service(*routes))
+    assert ports(secure) == ((8443,), ("destination",))
+
+
+def test_plain_text_and_tls_on_one_port() -> None:
+    """PASSTHROUGH, then HTTP: both are there, and a name may be served by both."""
+    result = loosely(gateway(tls_server(8443), server(8443)), virtual_service(http(HELLO), tls=[sni(HELLO)], hosts=[HELLO]))
+    assert ports(result) == ((8443,), ("destination", "host"))
+    tcp = loosely(
+        gateway(tls_server(8443), tcp_server(8443)),
+        virtual_service(tcp=[l4(HELLO)], tls=[sni(PLAIN, to_host=PLAIN)], hosts=["*"]),
+    )
+    assert ports(tcp) == ((8443,), ("destination",))
+    assert ports(tcp, PLAIN) == ((8443,), ("destination", "host"))
+
+
+def test_server_names_with_wildcards_go_label_by_label() -> None:
+    routes = [sni("*.default.svc.cluster.local", to_host=PLAIN), sni("*.local", to_host=HELLO)]
+    result = loosely(gateway(tls_server()), virtual_service(tls=routes, hosts=["*.local"]))
+    assert ports(result, PLAIN) == ((8443,), ("destination",))
+    assert ports(result) == ((), ())
+    assert result.skipped[HELLO].reason is Reason.HOST_NOT_SERVED
+    assert "more specific" in result.skipped[HELLO].message
+
+
+def test_a_server_name_that_nobody_has_goes_to_the_rest() -> None:
+    result = loosely(gateway(tls_server()), virtual_service(tls=[sni("x.example"), sni("*", to_host=PLAIN)], hosts=["*"]))
+    assert ports(result, PLAIN) == ((8443,), ("destination",))
+
+
+def test_tls_by_a_servers_own_hosts() -> None:
+    """TLS that is terminated and goes on as TCP: the server's hosts are the server names."""
+    result = loosely(gateway(tls_server(8443, "SIMPLE", hosts=[HELLO])), virtual_service(tcp=[l4(PLAIN)]))
+    assert ports(result) == ((8443,), ("host",))
+    assert ports(result, PLAIN) == ((), ())
+
+
+def test_several_services_behind_one_tcp_route() -> None:
+    result = loosely(
+        gateway(tcp_server()),
+        virtual_service(tcp=[l4(to(weight=50), to(PLAIN, weight=50))]),
+        service(ports=(9000,)),
+        service("plain", ports=(9000,)),
+    )
+    assert ports(result) == ((9000,), ("destination",))
+    assert ports(result, PLAIN) == ((9000,), ("destination",))
+
+
+def test_a_routes_port_is_that_of_the_first_server_that_meets() -> None:
+    """Two servers of a Gateway on one port of the pods: the routes are built once, with the first number."""
+    both = {"ports": ({"port": 80, "targetPort": 8080}, {"port": 8080, "targetPort": 8080})}
+    objects = (
+        gateway_service(**both),
+        gateway(server(80), server(8080, hosts=["*.local"])),
+        virtual_service(http(HELLO, match={"port": 80})),
+    )
+    assert ports(loosely(*objects)) == ((80, 8080), ("destination",))
+    later = virtual_service(http(HELLO, match={"port": 8080}))
+    assert ports(loosely(objects[0], objects[1], later)) == ((80, 8080), ("destination",))
+
+
+def test_redirecting_servers_spare_other_hosts() -> None:
+    servers = gateway(server(80, hosts=["./" + PLAIN, PLAIN], tls={"httpsRedirect": True}), server(80))
+    result = loosely(servers, virtual_service(http(HELLO), http(PLAIN)))
+    assert ports(result) == ((80,), ("destination",))
+    both = gateway(server(80, tls={"httpsRedirect": True}), tls_server(8443, "SIMPLE", "HTTPS"))
+    assert ports(loosely(both, virtual_service())) == ((8443,), ("destination",))
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        (http(match={"uri": {"prefix": "/x"}}), "it has no action"),
+        (http(to(weight=0), to(PLAIN, weight=0)), "all its weights are 0"),
+        (http(delegate={"name": "d"}), "it has no action"),
+        (http(redirect={"redirectCode": 304}), "redirectCode"),
+    ],
+)
+def test_one_route_that_envoy_refuses_stops_all(route: Any, message: str) -> None:
+    bad = virtual_service(route, name="bad", hosts=["x.example"])
+    result = loosely(gateway(), virtual_service(), bad, delegate(http(delegate={"name": "e"})))
+    assert ports(result) == ((), ())
+    assert result.skipped[HELLO].reason is Reason.GATEWAY_NOT_PROGRAMMED
+    assert "istio-system/bad" in result.skipped[HELLO].message
+    problem = next(one for one in result.problems if one.object == "VirtualService istio-system/bad")
+    assert message in problem.message
+    assert problem.field.startswith("spec.http[0]")
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        (tls_server(80, "SIMPLE", "HTTPS", hosts=["prod/*"], name="a"), tls_server(80, "SIMPLE", "HTTPS", name="b")),
+        (tls_server(80, "SIMPLE", "HTTPS"), server(80)),
+        (tls_server(80, "SIMPLE", "HTTPS"), tls_server(80, bind="127.0.0.1"), tls_server(80, "SIMPLE", "HTTPS", name="c")),
+    ],
+)
+def test_chains_that_are_chosen_by_the_same_are_refused(servers: Any) -> None:
+    result = loosely(gateway(*servers), virtual_service())
+    assert ports(result) == ((), ())
+    assert any("Envoy refuses port 80" in one.message for one in result.problems)
+
+
+def test_a_server_name_of_two_kinds_is_refused() -> None:
+    result = loosely(
+        gateway(tls_server(8443, "SIMPLE", "HTTPS", hosts=[HELLO]), tls_server(8443)),
+        virtual_service(tls=[sni(HELLO)], hosts=[HELLO]),
+    )
+    assert ports(result) == ((), ())
+    assert result.skipped[HELLO].reason is Reason.GATEWAY_NOT_PROGRAMMED
+    assert "server name" in result.skipped[HELLO].message
+
+
+def test_a_sni_name_repeated_on_another_address_is_none() -> None:
+    result = loosely(
+        gateway(tls_server(8443, bind="127.0.0.1"), tls_server(8443, hosts=["*.local"])),
+        virtual_service(tls=[sni(HELLO)], hosts=[HELLO]),
+    )
+    assert ports(result) == ((8443,), ("destination", "host"))
+
+
+def test_opted_out_routes_stand_but_claim_nothing() -> None:
+    out = {"canal-dns.io/bind": "false"}
+    result = loosely(gateway(), virtual_service(annotations=out))
+    assert result.skipped[HELLO].reason is Reason.OPTED_OUT
+    assert result.skipped[HELLO].object == "VirtualService istio-system/helloworld"
+    tcp = loosely(gateway(tcp_server()), virtual_service(tcp=[l4(HELLO)], annotations=out))
+    assert tcp.skipped[HELLO].reason is Reason.OPTED_OUT
+    beside = loosely(
+        gateway(), virtual_service(annotations=out), virtual_service(http(HELLO, match={"uri": {"prefix": "/a"}}), name="b")
+    )
+    assert beside.bound[HELLO].routes == ("istio-system/b",)
+
+
+@pytest.mark.parametrize("where", ["service", "namespace"])
+def test_services_and_namespaces_opt_out(where: str) -> None:
+    objects = (
+        [namespace("default", bind="false")] if where == "namespace" else [service(annotations={"canal-dns.io/bind": "false"})]
+    )
+    skipped = loosely(gateway(), virtual_service(), *objects).skipped[HELLO]
+    assert skipped.reason is Reason.OPTED_OUT
+    assert skipped.object.startswith(where.capitalize())
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(None, 5), ("30", 30), ("0", 1), ("86400", 3600), ("x", 5)])
+def test_the_annotated_ttl_within_bounds(text: str | None, seconds: int) -> None:
+    annotations = {"canal-dns.io/ttl": text} if text else None
+    bound = outcome(gateway(), virtual_service(), service(annotations=annotations)).bound[HELLO]
+    assert bound.ttl == seconds
+    assert any("out of bounds" in one for one in bound.warnings) == (text in ("0", "86400"))
+
+
+@pytest.mark.parametrize(
+    ("port", "servers", "warned"),
+    [
+        ({"port": 80, "name": "mysql"}, server(80), True),
+        ({"port": 80, "name": "mysql-x"}, server(80), True),
+        ({"port": 80, "name": "x", "appProtocol": "mysql"}, server(80), True),
+        ({"port": 80, "name": "http-x"}, server(80), False),
+        ({"port": 80, "name": "grpc"}, server(80, "GRPC"), False),
+        ({"port": 80, "name": "x", "appProtocol": "kubernetes.io/h2c"}, server(80), False),
+        ({"port": 80, "name": "unheard-of"}, server(80), False),
+        ({"port": 80, "name": "http"}, tls_server(80, "SIMPLE", "HTTPS"), True),
+        ({"port": 80, "name": "https"}, tls_server(80, "SIMPLE", "HTTPS"), False),
+        ({"port": 80, "name": "http"}, tcp_server(80), False),
+    ],
+)
+def test_a_declared_protocol_that_the_server_contradicts(port: Any, servers: Any, warned: bool) -> None:
+    result = outcome(gateway(servers), virtual_service(http(HELLO), tcp=[l4(HELLO)]), service(ports=(port,)))
+    assert any("is declared as" in one for one in result.bound[HELLO].warnings) == warned
+
+
+def test_short_forms_that_the_gateway_does_not_know_are_told() -> None:
+    covered = outcome(gateway(), virtual_service()).bound[HELLO]
+    assert covered.warnings == ()
+    hosts = [HELLO, "helloworld.default", "helloworld.default.svc"]
+    some = outcome(gateway(), virtual_service(hosts=hosts)).bound[HELLO]
+    assert some.warnings == (f"requests for helloworld do not come to its routes: clients must write {HELLO}",)
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ((service(ports=({"port": 80, "protocol": "UDP"}, 80)),), "no gateway can carry UDP"),
+        ((service(ports=(80, 81)),), "has no port 81"),
+        ((service(ports=(80, 9000)),), "no server of an attached Gateway listens on port 9000"),
+        (
+            (service(ports=(80, 9000)), gateway(server(80), tcp_server())),
+            "does not serve this name",
+        ),
+        ((service(ports=(80, 9000)), gateway(server(80), server(9000, hosts=["x"]))), "does not serve this name"),
+    ],
+)
+def test_why_a_port_is_not_served(objects: Any, message: str) -> None:
+    result = outcome(gateway(), virtual_service(), *objects)
+    skipped = result.skipped[HELLO]
+    assert skipped.reason is Reason.PORT_NOT_SERVED
+    assert message in skipped.message
+    assert skipped.field.startswith("spec.ports[")
+
+
+def test_the_istio_private_before_public_order_holds_for_tcp_too() -> None:
+    result = loosely(
+        gateway(tcp_server()),
+        virtual_service(tcp=[l4(PLAIN)], name="a", created=1),
+        virtual_service(tcp=[l4(HELLO)], name="b", created=2, exportTo=["."]),
+    )
+    assert ports(result) == ((9000,), ("destination",))
