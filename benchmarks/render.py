@@ -20,6 +20,8 @@ from benchmarks.scenarios import SCENARIOS
 HERE = Path(__file__).parent
 _IDLE = 0.05
 """A server whose core had more idle time than this was not saturated: the load or the upstream was at its limit."""
+_DISTURBED = 0.1
+"""A core of which others used more than this share was not quiet."""
 _REFERENCES = {"hits": (("knot", "Knot"), ("coredns cache", "CoreDNS `cache`")), "forward": (("coredns", "CoreDNS"),)}
 
 
@@ -33,14 +35,28 @@ def report(results: Results) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _foreign(results: Results) -> Spread:
+    """The share of the server's core that others used in saturated runs."""
+    return spread([sample.foreign for sample in results.samples if sample.kind == SATURATED])
+
+
 def _head(results: Results) -> str:
+    foreign = _foreign(results).middle
+    disturbed = (
+        f"""
+**The machine was not quiet**: others used {foreign:.0%} of the server's core (median of the saturated runs). CPU per query is
+hardly touched by that, since every contender suffers alike; queries/s and latencies are worse than they need be.
+"""
+        if foreign > _DISTURBED
+        else ""
+    )
     return f"""# canal-dns beside its peers
 
 Rendered by `benchmarks/render.py` from `results/latest.json`; not edited by hand.
 
 One core for each server, in turn, in the same run. **Only the ratios carry over to another machine**: absolute figures differ
 by a factor of two from one to the next, and from hour to hour on a shared one. Taken {results.taken} at {results.commit}.
-"""
+{disturbed}"""
 
 
 def _targets(results: Results) -> str:
@@ -115,11 +131,13 @@ def _comparison(results: Results) -> str:
         f"Each against {first.key} ({first.scenario}), which needs least CPU of all, one after the other: "
         f"{best.generator} gets {best.qps / slack.qps:.2f} times as many queries/s out of it as {slack.generator}. "
     )
-    text += (
-        "The server still had idle time: even the faster generator is its bottleneck.\n"
-        if best.idle > _IDLE
-        else "Under the faster one the server is the bottleneck.\n"
-    )
+    foreign = max(sample.foreign for sample in results.comparison)
+    if foreign > _DISTURBED:
+        text += f"But others used up to {foreign:.0%} of the server's core meanwhile: that says little about the generators.\n"
+    elif best.idle > _IDLE:
+        text += "The server still had idle time: even the faster generator is its bottleneck.\n"
+    else:
+        text += "Under the faster one the server is the bottleneck.\n"
     return f"## The load generators\n\n{table}\n{text}"
 
 
@@ -149,7 +167,7 @@ def _rounds(number: int) -> str:
 
 
 def _limits(results: Results) -> str:
-    foreign = spread([sample.foreign for sample in results.samples if sample.kind == SATURATED])
+    foreign = _foreign(results)
     steady = [sample for sample in results.samples if sample.kind == STEADY]
     late = sum(sample.problems.get("late", 0) for sample in steady) / max(1, sum(sample.sent for sample in steady))
     return f"""## What it does not show
