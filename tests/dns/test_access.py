@@ -1,3 +1,5 @@
+"""Who may ask: the ACL, the verdicts it remembers, and the limits per client."""
+
 from __future__ import annotations
 
 import ipaddress

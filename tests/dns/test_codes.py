@@ -1,3 +1,5 @@
+"""Numbers and their names agree with dnspython's, and labels of metrics are a bounded set."""
+
 from __future__ import annotations
 
 import dns.rcode

@@ -1,3 +1,5 @@
+"""Messages written anew parse strictly, stay small by compression, and take work linear in their size."""
+
 from __future__ import annotations
 
 import struct

@@ -1,3 +1,5 @@
+"""dnslib behind its guards: what it must never see, and the stand-in CoreDNS it makes."""
+
 from __future__ import annotations
 
 import struct

@@ -1,3 +1,5 @@
+"""Names in wire form and in text, held against dnspython."""
+
 from __future__ import annotations
 
 import dns.name

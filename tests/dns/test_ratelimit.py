@@ -1,3 +1,5 @@
+"""Token buckets and the limit of a second, with the clock passed in."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""One strict pass over a whole message: what it finds, and everything it refuses."""
+
 from __future__ import annotations
 
 import struct

@@ -1,3 +1,5 @@
+"""Replies relayed: what a client gets of an upstream's answer, and what it never gets."""
+
 from __future__ import annotations
 
 import struct

@@ -1,3 +1,5 @@
+"""The answer table: every hit parses strictly, a change is whole or not at all."""
+
 from __future__ import annotations
 
 import dns.flags

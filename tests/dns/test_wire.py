@@ -1,3 +1,5 @@
+"""Queries read, replies and upstream queries built, streams framed: octet for octet."""
+
 from __future__ import annotations
 
 import struct
