@@ -354,7 +354,8 @@ class Control:
         objects.clear()
         for kind, count in source.counts.items():
             objects[(kind,)] = count
-        own["canal_dns_source_skipped_objects_total"].update(source.skipped_total)
+        for labels, count in source.skipped_total.items():
+            own["canal_dns_source_skipped_objects_total"][labels] = count
         own["canal_dns_ready"][()] = int(not self.not_ready())
         versions = (__version__, platform.python_version(), loop.NAME, batch.IMPLEMENTATION)
         own["canal_dns_build_info"][versions] = 1

@@ -212,8 +212,8 @@ def _warnings(listen: ListenSettings, forward: ForwardSettings, access: AccessSe
             yield f"upstreams: {upstream} is an address on which canal-dns itself listens: every forwarded query would loop"
     if forward.sentinel is Sentinel.DO and not access.peers:
         yield (
-            "access.peers: empty, so that all clients behind CoreDNS share the limits of one; name the network of CoreDNS's pods, "
-            "or their questions over TCP may get CoreDNS's own answer under load"
+            "access.peers: empty, so that all clients behind CoreDNS share the limits of one; name the network of CoreDNS's "
+            "pods, or their questions over TCP may get CoreDNS's own answer under load"
         )
     if forward.sentinel is Sentinel.DO and forward.budget >= 2.0:
         yield f"limits.forwardBudget: {forward.budget:g}s; CoreDNS gives up after 2 s and marks canal-dns down"
