@@ -280,14 +280,18 @@ class Forwarder:
         now = _clock()
         self._wake = inf
         self._timer = None
-        self._inflight.step(now)
-        if now >= self._sweep_at:
-            self._udp.sweep(now)
-            self._tcp.sweep(now)
-            self._sweep_at = inf
-        self._in_flight[()] = len(self._inflight)
-        self._obey(now)
-        self._tell()
+        try:
+            self._inflight.step(now)
+            if now >= self._sweep_at:
+                self._sweep_at = inf
+                self._udp.sweep(now)
+                self._tcp.sweep(now)
+            self._in_flight[()] = len(self._inflight)
+            self._obey(now)
+            self._tell()
+        finally:
+            # Without a timer nobody would ever be told anything again, whatever went wrong.
+            self._arm(now)
 
     def _tell(self) -> None:
         """Which upstreams are up: to the gauge always, to the log when it changed."""

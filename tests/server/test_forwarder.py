@@ -26,7 +26,7 @@ from canal_dns.server.upstream_udp import POOL, connect
 from canal_dns.settings import Endpoint, ForwardSettings, Sentinel
 from tests.server.scripted import TRUE, Ask, Scripted, eventually, message, record, silent
 
-SHORT = 0.4
+SHORT = 0.3
 """A budget for tests that wait for its end."""
 
 
@@ -420,6 +420,22 @@ class TestSockets:
             for n in range(4 * POOL):
                 await client.answer(query(f"n{n}.up.test"))
             assert len(opened) >= 4 * POOL / 3
+
+    async def test_queries_that_come_together_share_one_and_others_do_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("canal_dns.server.upstream_udp.POOL", 16)
+        monkeypatch.setattr("canal_dns.server.upstream_udp.os", SimpleNamespace(urandom=lambda n: bytes(range(16)) * (n // 16)))
+        async with Scripted() as upstream, forwarding(upstream) as client:
+            for n in range(16):
+                await client.answer(query(f"grow{n}.up.test"))
+            now = forwarder_module.time.monotonic()
+            monkeypatch.setattr(forwarder_module, "_clock", lambda: now)
+            await asyncio.gather(*(client.ask(query(f"burst{n}.up.test")) for n in range(24)))
+            together = [ask.port for ask in upstream.asks[16:]]
+            assert [together.count(port) for port in dict.fromkeys(together)] == [8, 8, 8]
+            for n in range(12):
+                now += 0.002
+                await client.answer(query(f"single{n}.up.test"))
+            assert len({ask.port for ask in upstream.asks[40:]}) == 12
 
     async def test_their_number_is_bounded_whatever_comes_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("canal_dns.server.upstream_udp.MAX_LEAVING", 10)

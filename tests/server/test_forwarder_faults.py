@@ -491,7 +491,7 @@ async def test_u17_the_second_try_leaves_by_another_socket() -> None:
 async def test_the_first_socket_keeps_listening_during_the_second_try() -> None:
     def script(ask: Ask) -> None:
         if ask.number == 0:
-            ask.later(0.25, ask.reply)
+            ask.later(0.2, ask.reply)
 
     async with Scripted(script) as upstream, forwarding(upstream, budget=SHORT) as client:
         assert addresses(await client.answer()) == [TRUE]
