@@ -52,6 +52,7 @@ class Cluster:
         """Read the whole view."""
         for service in self.view.services.values():
             self._note_service(None, service)
+            self._remark(f"Service {service.namespace}/{service.name}", service.remarks)
         for rule in self.view.destination_rules.values():
             self._subsets.put(None, rule)
         for namespace in self.view.namespaces.values():
@@ -208,15 +209,14 @@ class Cluster:
         return everything
 
     def _note_delegates(self, old: VirtualService | None, new: VirtualService | None) -> None:
-        for record, adding in ((old, False), (new, True)):
-            for delegate in delegates_of(record) if record else ():
-                roots = self._roots.setdefault(delegate, set())
-                if adding:
-                    roots.add((record.namespace, record.name) if record else delegate)
-                else:
-                    roots.discard((record.namespace, record.name) if record else delegate)
-                if not roots:
+        if old is not None:
+            for delegate in delegates_of(old):
+                self._roots[delegate].discard((old.namespace, old.name))
+                if not self._roots[delegate]:
                     del self._roots[delegate]
+        if new is not None:
+            for delegate in delegates_of(new):
+                self._roots.setdefault(delegate, set()).add((new.namespace, new.name))
 
     def _delegate(self, namespace: str, name: str) -> VirtualService | None:
         record = self.view.virtual_services.get((namespace, name))
@@ -241,26 +241,23 @@ class Cluster:
         return touched
 
     def _note_service(self, old: Service | None, new: Service | None) -> None:
-        for record, adding in ((old, False), (new, True)):
-            if record is None or not record.external_name:
-                continue
-            own = service_name(record.name, record.namespace, self.settings.cluster_domain)
-            known = self._aliases.setdefault(record.external_name, set())
-            if adding:
-                known.add(own)
-            else:
-                known.discard(own)
+        if old is not None and old.external_name:
+            known = self._aliases[old.external_name]
+            known.discard(self._own_name(old))
             if not known:
-                del self._aliases[record.external_name]
-        record = new or old
-        if record is not None:
-            self._remark(f"Service {record.namespace}/{record.name}", new.remarks if new else ())
+                del self._aliases[old.external_name]
+        if new is not None and new.external_name:
+            self._aliases.setdefault(new.external_name, set()).add(self._own_name(new))
+
+    def _own_name(self, service: Service) -> str:
+        return service_name(service.name, service.namespace, self.settings.cluster_domain)
 
     def _service_hosts(self, change: Change) -> set[str]:
         """The Service's own name, what it stands for, and the domains whose requests may go there."""
         old = change.old if isinstance(change.old, Service) else None
         new = change.new if isinstance(change.new, Service) else None
         self._note_service(old, new)
+        self._remark(f"Service {key_text(*change.key)}", new.remarks if new else ())
         own = service_name(change.key[1], change.key[0], self.settings.cluster_domain)
         hosts = {own, *(record.external_name for record in (old, new) if record is not None and record.external_name)}
         for host in self.aliases(own):

@@ -91,10 +91,7 @@ class SubsetIndex:
     def put(self, old: DestinationRule | None, new: DestinationRule | None) -> None:
         """Tell of a DestinationRule that came, changed or went."""
         if old is not None:
-            known = self._by_namespace.get(old.namespace, {})
-            known.pop((old.namespace, old.name), None)
-            if not known:
-                self._by_namespace.pop(old.namespace, None)
+            self._by_namespace.get(old.namespace, {}).pop((old.namespace, old.name), None)
         if new is not None and has_revision(new, self._settings.mesh):
             host = complete(new.host, new.namespace, self._settings.cluster_domain)
             self._by_namespace.setdefault(new.namespace, {})[new.namespace, new.name] = (host, new)

@@ -56,12 +56,12 @@ def diagnose(case: Case) -> Skipped:
 
 
 def _no_service(case: Case) -> Refusal:
-    for source in case.sources:
-        for intent in _of(case, source):
-            if intent.literal:
-                message = f"there is no Service for {case.name}: its queries get the cluster DNS's own answer"
-                return Refusal(Reason.TARGET_NOT_FOUND, message, f"VirtualService {intent.owner}", intent.field, source.key)
-    return Refusal(Reason.TARGET_NOT_FOUND, f"there is no Service for {case.name}", "")
+    literal = ((source, intent) for source in case.sources for intent in _of(case, source) if intent.literal)
+    source, intent = next(literal, (None, None))
+    if source is None or intent is None:
+        return Refusal(Reason.TARGET_NOT_FOUND, f"there is no Service for {case.name}", "")
+    message = f"there is no Service for {case.name}: its queries get the cluster DNS's own answer"
+    return Refusal(Reason.TARGET_NOT_FOUND, message, f"VirtualService {intent.owner}", intent.field, source.key)
 
 
 def _of(case: Case, source: Resolved) -> Iterator[Intent]:

@@ -112,7 +112,8 @@ def _bound_verdict(bound: Bound) -> str:
 
 
 def _bound_steps(binder: Binder, bound: Bound) -> Iterator[Step]:
-    service = binder.service(bound.name)
+    namespace, _, name = bound.service.partition("/")
+    service = binder.view.services[namespace, name]
     yield _service_step(bound.name, service)
     for model in binder.cluster.models:
         if model.frame.name == bound.gateway:
@@ -120,8 +121,7 @@ def _bound_steps(binder: Binder, bound: Bound) -> Iterator[Step]:
     for route in bound.routes:
         resolved = binder.cluster.resolved[route]
         yield from _links(resolved, [name for name in resolved.gateways if name in bound.gateways], Stage.POLICY, None)
-    if service is not None:
-        yield from _port_steps(binder, bound.name, service, only=bound.gateway)
+    yield from _port_steps(binder, bound.name, service, only=bound.gateway)
     for text in bound.warnings:
         yield Step(f"Service {bound.service}", "", f"note: {text}", True)
 

@@ -280,8 +280,7 @@ class _Parser:
             raise _Unknown
         piece = self._alternatives()
         self.depth -= 1
-        if self._next() != ")":
-            raise _Unknown
+        self._next()
         return piece
 
     def _one(self, mask: int) -> _Piece:

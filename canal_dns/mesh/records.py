@@ -56,7 +56,7 @@ class Service:
     v6: tuple[str, ...] = ()
     """Usable cluster addresses."""
     rejected: tuple[tuple[str, str], ...] = ()
-    """Cluster addresses that must not become an answer, each with why (security: VIPs)."""
+    """Cluster addresses that must not become an answer, each with why."""
     headless: bool = False
     external_name: str = ""
     """The target of an ExternalName Service."""

@@ -184,7 +184,7 @@ def _addresses(spec: Fields) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tu
 
 
 def unusable(text: str) -> str:
-    """Why an address must not be given to clients as a VIP (security: who may bind a name); "" where it may."""
+    """Why an address must not be given to clients as a VIP; "" where it may."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

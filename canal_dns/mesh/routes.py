@@ -62,9 +62,6 @@ class Entry:
         self.reached = False
         """Some request comes to it; tests of the authority aside."""
 
-    def __repr__(self) -> str:
-        return f"Entry({self.virtual_service} {self.built.rule.field} at {self.place})"
-
 
 def targets(destinations: tuple[Destination, ...], listener_port: int) -> tuple[Target, ...]:
     return tuple(Target(one.host, one.port, one.subset, listener_port) for one in destinations)
@@ -92,8 +89,6 @@ def build(resolved: Resolved, port: int, gateway: str, workload: Workload) -> li
             routes.append(Built(rule, match, targets(rule.destinations, port)))
             if match.is_catch_all:
                 return routes
-        if not rule.matches:
-            return routes
     return routes
 
 

@@ -67,14 +67,12 @@ class Placed:
 
     @property
     def route_name(self) -> str:
-        """The name of the route configuration (gatewayRDSRouteName); "" for TCP and passthrough."""
+        """The name of the route configuration of a server that routes HTTP (gatewayRDSRouteName)."""
         bind = f".{self.server.bind}" if self.server.bind else ""
         if self.is_http:
             return f"http.{self.port}{bind}"
-        if self.routes_http:
-            namespace, _, name = self.gateway.partition("/")
-            return f"https.{self.server.number}.{self.server.port_name}.{name}.{namespace}{bind}"
-        return ""
+        namespace, _, name = self.gateway.partition("/")
+        return f"https.{self.server.number}.{self.server.port_name}.{name}.{namespace}{bind}"
 
     @property
     def server_names(self) -> frozenset[str] | None:

@@ -119,10 +119,8 @@ def _rule(case: Trace) -> Rule | Finding:
     for rule in case.resolved.http:
         if rule.owner == case.intent.owner and case.intent.field.startswith(f"{rule.field}."):
             return rule
-    for unused in case.resolved.unused:
-        if unused.owner == case.intent.owner and case.intent.field.startswith(unused.field):
-            return case.no(Stage.MATCH, Reason.DELEGATE, unused.message, unused.field)
-    return case.no(Stage.MATCH, Reason.DELEGATE, "the route of the delegate is not part of the root", case.intent.field)
+    unused = next(one for one in case.resolved.unused if case.intent.owner == one.owner)
+    return case.no(Stage.MATCH, Reason.DELEGATE, unused.message, unused.field)
 
 
 def _action(case: Trace, rule: Rule) -> Finding | None:
@@ -221,12 +219,12 @@ def _entry(case: Trace, host: VirtualHost, entry: Entry) -> Finding:
 
 def _targets(case: Trace, targets: Iterable[Target], field: str, owner: str) -> Finding:
     """The destination that is missing: of a host intent any, else the one that was named."""
-    for index, target in enumerate(targets):
-        if case.intent.kind in ("host", "sni") or target.host == case.intent.host:
-            found = case.find(target)
-            if not found.exists:
-                place = f"{field}.route[{index}].destination.{found.field}"
-                return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, f"{found.problem}: the gateway answers 503", place, owner)
+    named = case.intent.kind == "destination"
+    for target in targets:
+        found = case.find(target)
+        if not found.exists and (target.host == case.intent.host or not named):
+            place = f"{case.intent.field.removesuffix('.host')}.{found.field}" if named else f"{field}.route"
+            return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, f"{found.problem}: the gateway answers 503", place, owner)
     message = "the route stands, but it brings requests for this name nowhere"
     return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, message, field, owner)
 

@@ -344,3 +344,78 @@ def test_the_result_is_to_be_read_only() -> None:
         made.result.bound[HELLO] = made.result.bound[HELLO]  # type: ignore[index]
     assert len(made.result.skipped) == 0
     assert list(made.result.skipped) == []
+
+
+def test_a_reason_is_found_once() -> None:
+    _, made = binder(make.gateway(), make.virtual_service(make.http(make.to(port=81))))
+    skipped = made.result.skipped
+    assert skipped[HELLO] is skipped[HELLO]
+
+
+def test_a_domain_that_only_redirects_stays_when_its_routes_go() -> None:
+    view, made = binder(
+        make.gateway(make.server(hosts=[HELLO], tls={"httpsRedirect": True}), make.server()), make.virtual_service()
+    )
+    assert made.result.skipped[HELLO].reason is Reason.NO_ACTION
+    view.delete("VirtualService", "istio-system", "helloworld")
+    put(view, make.virtual_service(make.http(HELLO), name="b"))
+    assert made.refresh() == {}
+    assert made.result.skipped[HELLO].reason is Reason.NO_ACTION
+
+
+def test_a_delegate_follows_its_roots() -> None:
+    root = make.virtual_service(make.http(delegate={"name": "d"}))
+    second = make.virtual_service(make.http(delegate={"name": "d"}), name="second", hosts=["x.example"])
+    view, made = binder(make.gateway(), root, second, make.delegate(make.http(HELLO)))
+    assert set(made.result.bound) == {HELLO}
+    view.delete("VirtualService", "istio-system", "second")
+    assert made.refresh() == {}
+    put(view, make.delegate(make.http(full("other.default"))))
+    assert made.refresh() == {HELLO: None}
+    put(view, make.delegate(make.http(HELLO)))
+    assert set(made.refresh()) == {HELLO}
+    view.delete("VirtualService", "istio-system", "helloworld")
+    assert made.refresh() == {HELLO: None}
+    assert made.result.skipped[HELLO].reason is Reason.DELEGATE
+
+
+def test_a_destination_that_goes_takes_the_hosts_with_it() -> None:
+    """The name of an http host and of a server name depend on Services that they do not name."""
+    other = full("other.default")
+    routes = make.virtual_service(make.http(other), hosts=[HELLO], tls=[make.sni(HELLO, to_host=other)])
+    chosen = replace(SETTINGS, port_guard=PortGuard.WARN)
+    view, made = binder(make.gateway(make.server(80), make.tls_server()), routes, make.service("other"), settings=chosen)
+    assert made.result.bound[HELLO].ports == (80, 8443)
+    view.delete("Service", "default", "other")
+    assert made.refresh() == {HELLO: None}
+    for alias in ("alias", "also"):
+        put(view, make.service(alias, type="ExternalName", externalName=full("third.default")))
+    put(view, make.virtual_service(make.http(full("alias.default")), hosts=["*.default.svc.cluster.local"], name="b"))
+    assert made.refresh() == {}
+    put(view, make.service("third"))
+    assert set(made.refresh()) == {full("third.default")}
+    view.delete("Service", "default", "alias")
+    assert made.refresh() == {full("third.default"): None}
+
+
+def test_a_namespace_that_opts_out_takes_its_names_along() -> None:
+    view, made = binder(make.gateway(), make.virtual_service())
+    put(view, make.namespace("default", bind="false"))
+    assert made.refresh() == {HELLO: None}
+    put(view, make.namespace("default", bind="what"))
+    assert set(made.refresh()) == {HELLO}
+    assert [one.object for one in made.result.problems] == ["Namespace default"]
+
+
+def test_chains_that_become_refused_and_are_so_no_more() -> None:
+    gateway = make.gateway(
+        make.tls_server(8443, "SIMPLE", "HTTPS", hosts=["*.default.svc.cluster.local"]), make.tls_server(8443)
+    )
+    chosen = replace(SETTINGS, port_guard=PortGuard.WARN)
+    view, made = binder(gateway, make.virtual_service(), settings=chosen)
+    assert made.result.bound[HELLO].ports == (8443,)
+    put(view, make.virtual_service(tls=[make.sni("*.default.svc.cluster.local")], name="t", hosts=["*"]))
+    assert made.refresh() == {HELLO: None}
+    assert any("Envoy refuses port 8443" in one.message for one in made.result.problems)
+    view.delete("VirtualService", "istio-system", "t")
+    assert set(made.refresh()) == {HELLO}

@@ -71,6 +71,7 @@ CASES: list[tuple[str, tuple[Any, ...], Reason, str, str, str]] = [
     ("hosts that do not meet, tcp", (gateway(tcp_server(hosts=["prod/*"])), tcp(l4(HELLO))), Reason.HOST_NOT_SERVED, ROUTE, "spec.hosts", "nothing in common"),
     ("hosts that do not meet, tls", (gateway(tls_server(hosts=["prod/*"])), tls(sni(HELLO))), Reason.HOST_NOT_SERVED, ROUTE, "spec.hosts", "nothing in common"),
     ("a port that does not match", (virtual_service(http(HELLO, match=[{"port": 1}, {"port": 2}])),), Reason.MATCH_NOT_APPLICABLE, ROUTE, "spec.http[0].match[0].port", "it asks for port 1, the server has 80"),
+    ("source labels, one of two", (virtual_service(http(HELLO, match={"sourceLabels": {"app": "internalgateway", "b": "c"}})),), Reason.MATCH_NOT_APPLICABLE, ROUTE, "spec.http[0].match[0].sourceLabels", "do not have b=c"),
     ("source labels", (virtual_service(http(HELLO, match={"sourceLabels": {"a": "b"}})),), Reason.MATCH_NOT_APPLICABLE, ROUTE, "spec.http[0].match[0].sourceLabels", "do not have a=b"),
     ("source namespace", (virtual_service(http(HELLO, match={"sourceNamespace": "x"})),), Reason.MATCH_NOT_APPLICABLE, ROUTE, "spec.http[0].match[0].sourceNamespace", "it asks for x"),
     ("match on other gateways", (virtual_service(http(HELLO, match={"gateways": ["mesh"]})),), Reason.MATCH_NOT_APPLICABLE, ROUTE, "spec.http[0].match[0].gateways", "it names mesh"),
@@ -97,12 +98,12 @@ CASES: list[tuple[str, tuple[Any, ...], Reason, str, str, str]] = [
     ("a server name that is taken", (ON_8443, tls(sni("x.example", to_host=PLAIN), name="a"), tls(sni(HELLO, "x.example"), name="b")), Reason.SHADOWED, "VirtualService istio-system/b", "spec.tls[0].match[0].sniHosts", "already used"),
     ("a server name that is another", (ON_8443, tls(sni("x.example"))), Reason.HOST_NOT_SERVED, ROUTE, "spec.tls[0].match[0].sniHosts", "its sniHosts are x.example"),
     ("tcp hosts name nobody", (gateway(tcp_server()), tcp(l4(PLAIN), hosts=[HELLO])), Reason.HOST_NOT_SERVED, ROUTE, "spec.hosts[0]", "a tcp route is found by port, not by hosts"),
-    ("tls hosts name nobody", (ON_8443, tls(sni(HELLO, to_host="x.example"), hosts=[HELLO])), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tls[0].route[0].destination.host", "no Service is called 'x.example'"),
+    ("tls hosts name nobody", (ON_8443, tls(sni(HELLO, to_host="x.example"), hosts=[HELLO])), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tls[0].route", "no Service is called 'x.example'"),
     ("a port that the Service lacks", (virtual_service(http(to(port=81))),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.port", "Service default/helloworld has no TCP port 81: the gateway answers 503"),
     ("a subset of nobody", (virtual_service(http(to(subset="v1"))),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.subset", "defines subset v1"),
     ("a literal destination", (virtual_service(http("helloworld.default")),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", f"Istio takes 'helloworld.default' literally and knows no such host; {HELLO} is meant, it seems"),
     ("a Service that is not exported", (virtual_service(), service(annotations={"networking.istio.io/exportTo": "."})), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", "not exported to the gateway's namespace"),
-    ("a host whose destination is missing", (virtual_service(http(full("gone.x")), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", "no Service is called"),
+    ("a host whose destination is missing", (virtual_service(http(full("gone.x")), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route", "no Service is called"),
     ("a tcp destination that is missing", (gateway(tcp_server()), tcp(l4(to(port=81)))), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tcp[0].route[0].destination.port", "no TCP port 81"),
     ("a host that only redirects", (virtual_service(http(redirect={"uri": "/"}), hosts=[HELLO]),), Reason.NO_ACTION, ROUTE, "spec.http[0]", "they redirect or answer"),
     ("chains that Envoy refuses", (gateway(tls_server(), server(8443)), tls(sni("*"))), Reason.GATEWAY_NOT_PROGRAMMED, ROUTE, "", "Envoy refuses port 8443: any connection is taken"),
@@ -164,13 +165,19 @@ def test_of_two_gateways_the_one_where_it_came_further_is_told() -> None:
 def test_a_name_made_by_a_gateways_server_alone() -> None:
     """The hosts of the VirtualService are `*`: the server names the domain, whose destination is missing."""
     found = skipped(gateway(server(hosts=[HELLO])), virtual_service(http(full("gone.x"))))
-    assert (found.reason, found.field) == (Reason.TARGET_NOT_FOUND, "spec.http[0].route[0].destination.host")
+    assert (found.reason, found.field) == (Reason.TARGET_NOT_FOUND, "spec.http[0].route")
 
 
 def test_an_alias_is_followed_to_what_it_stands_for() -> None:
     alias = service("alias", type="ExternalName", externalName=HELLO, ports=(81,))
     found = skipped(alias, virtual_service(http(full("alias.default"))))
     assert (found.reason, found.field) == (Reason.TARGET_NOT_FOUND, "spec.http[0].route[0].destination.port")
+
+
+def test_the_destination_that_is_named_is_told_of() -> None:
+    """Not the one beside it, and counted as it is written."""
+    found = skipped(virtual_service(http(to(full("gone.x"), weight=0), to(PLAIN, weight=1), to(port=81, weight=1))))
+    assert found.field == "spec.http[0].route[2].destination.port"
 
 
 def test_a_name_without_a_service() -> None:

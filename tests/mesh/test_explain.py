@@ -11,7 +11,7 @@ import pytest
 
 from canal_dns.mesh.binding import Binder, bind
 from canal_dns.mesh.explain import Explanation, explain
-from canal_dns.settings import BindingSettings, GatewayUnready, PortGuard
+from canal_dns.settings import BindingSettings, GatewayUnready, InternalGateway, PortGuard
 from tests.mesh.builders import (
     HELLO,
     SETTINGS,
@@ -21,6 +21,7 @@ from tests.mesh.builders import (
     gateway_service,
     http,
     outcome,
+    pod,
     server,
     service,
     to,
@@ -162,3 +163,16 @@ def test_a_service_that_does_not_exist() -> None:
 def test_every_skipped_name_is_explained() -> None:
     result = outcome(gateway(), virtual_service(http(to(weight=0), to(full("x.y"), weight=1))))
     assert set(result.skipped) == {HELLO, full("x.y")}
+
+
+def test_only_the_gateway_that_serves_it_is_told_of() -> None:
+    two = replace(SETTINGS, gateways=(*SETTINGS.gateways, InternalGateway("shop", "second")))
+    second = (
+        gateway_service("second", "shop", clusterIP="10.96.9.2"),
+        pod("gw-1", "shop", {"istio": "second"}),
+        gateway(name="second", namespace="shop", selector={"istio": "second"}),
+        virtual_service(name="second", gateways=["shop/second"]),
+    )
+    found = ask(gateway(), virtual_service(), *second, settings=two)
+    assert found.bound
+    assert not any("shop/second" in step.text for step in found.steps)

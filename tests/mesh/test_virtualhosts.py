@@ -92,6 +92,7 @@ CASES = {
     "GET and POST leave PUT": ([{"method": {"exact": "GET"}}, {"method": {"exact": "POST"}}, ANY], [0, 1, 2]),
     "query parameters": ([{"queryParams": {"v": {"exact": "2"}}}, {"queryParams": {"v": {"prefix": "2"}}}, ANY], [0, 1, 2]),
     "claims are conditions": ([header("@request.auth.claims.group", exact="a"), ANY], [0, 1]),
+    "regexes on headers, not understood": ([header(regex=r"\bx"), header(regex=r"\bx"), header(exact="x")], [0, 2]),
     "regexes on headers": ([header(regex="[0-9]+"), header(exact="12"), header(exact="x"), header(regex="[0-9]+")], [0, 2]),
     "a path and a header": ([{**uri(prefix="/a"), **header(exact="1")}, uri(prefix="/a/b"), uri(prefix="/a")], [0, 1, 2]),
     "an empty prefix takes every path": ([uri(prefix=""), uri(prefix="/a")], [0, 1]),
@@ -164,6 +165,25 @@ def test_who_governs_a_name_is_asked_per_name_where_the_authority_is_tested() ->
     assert host.in_the_way(other, HELLO) == [mine]
     host.change([mine], [])
     assert set(host.governors(HELLO)) == {"b/y"}
+
+
+def test_of_two_authorities_the_one_that_was_asked_for() -> None:
+    host = VirtualHost("*")
+    mine, other = (entry({"authority": {"exact": name}}, number) for number, name in enumerate((HELLO, "x.example")))
+    host.change([], [mine, other])
+    assert host.reached(mine, HELLO)
+    assert not host.reached(other, HELLO)
+    assert not host.reached(mine, "neither")
+
+
+def test_two_destinations_of_one_host_are_found_and_forgotten_together() -> None:
+    target = Target(HELLO, 80, "v1", 80)
+    one = Entry((1, 0, 0, 0.0, "n", "ns", 0, 0), Built(RULE, match({}), (target, target)), "ns/vs", "ns/gateway")
+    host = VirtualHost("*")
+    host.change([], [one])
+    assert host.by_host == {HELLO: {one.place}}
+    host.change([one], [])
+    assert not host.by_host
 
 
 def test_several_together_in_the_way_are_all_named() -> None:
@@ -276,6 +296,7 @@ def test_change_by_change_is_the_same_as_all_at_once(steps: list[tuple[int, dict
         ({"*", "*.local", "*.default.svc.cluster.local"}, HELLO, "*.default.svc.cluster.local"),
         ({"*.default.svc.cluster.local"}, "default.svc.cluster.local", None),
         ({"*.x"}, ".x", None),
+        ({"*.aa.local", "*.bb.local", "*.local"}, "x.bb.local", "*.bb.local"),
         (set(), HELLO, None),
     ],
 )
