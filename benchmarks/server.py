@@ -119,7 +119,7 @@ class Server:
             # The wait between two attempts doubles as the watch for its end.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(0.02)
-                raise BenchError(f"{self.label}: ended with code {code} before it answered{self._last_words()}")
+                raise BenchError(f"{self.label}: ended with code {code} before it answered rightly ({got}){self._last_words()}")
 
     def usage(self) -> Usage:
         pids = family(self._process.pid)
