@@ -28,7 +28,7 @@ from canal_dns.mesh.records import Service, key_text
 from canal_dns.mesh.result import Bound, GatewayState, Problem, Reason, Result, Skipped, difference
 from canal_dns.mesh.serving import Served, serve
 from canal_dns.mesh.view import View
-from canal_dns.settings import BindingSettings
+from canal_dns.settings import BindingSettings, PortGuard
 
 NO_GATEWAYS: frozenset[str] = frozenset()
 
@@ -158,8 +158,10 @@ class Binder:
 
     def offers(self, name: str, service: Service) -> Iterator[tuple[GatewayModel, Mapping[int, Served], Reason | None]]:
         """The gateways that serve the name, each with what a policy has against it."""
+        lenient = self.settings.port_guard is PortGuard.WARN
         for model in self.cluster.models:
-            served = serve(model, name, self.cluster.aliases(name), self.cluster.finder(model), self.cluster.counts)
+            aliases, find = self.cluster.aliases(name), self.cluster.finder(model)
+            served = serve(model, name, aliases, find, self.cluster.counts, lenient=lenient)
             if served:
                 yield model, served, objection(service, model, served, self.settings, self.unready)
 

@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from canal_dns.mesh.destinations import Found
 from canal_dns.mesh.model import GatewayModel, RouteTable, SniChain
@@ -90,20 +90,58 @@ def _way(model: GatewayModel, found: SniChain, name: str) -> Way:
     return Way("https" if table.tls else "http", table, host, domain or "", found)
 
 
-def serve(model: GatewayModel, name: str, aliases: Collection[str], find: Find, counts: Counts) -> dict[int, Served]:
+def serve(
+    model: GatewayModel, name: str, aliases: Collection[str], find: Find, counts: Counts, *, lenient: bool = False
+) -> dict[int, Served]:
     """The ports of the gateway's Service that serve the name. `aliases`: the name and the ExternalName Services that
-    stand for it."""
+    stand for it. `lenient` (portGuard: warn): see `_forgiving`."""
     served: dict[int, Served] = {}
     for port in model.frame.ports:
         listener = model.listener(port)
         if listener is None:
             continue
+        look = _forgiving(model, listener, name, aliases, find) if lenient else find
         parts = [
-            part for way in ways(model, listener, name) if (part := _claim(model, way, name, aliases, find, counts)) is not None
+            part for way in ways(model, listener, name) if (part := _claim(model, way, name, aliases, look, counts)) is not None
         ]
         if parts:
             served[port] = parts[0] if len(parts) == 1 else _joined(parts)
     return served
+
+
+def _forgiving(model: GatewayModel, listener: Listener, name: str, aliases: Collection[str], find: Find) -> Find:
+    """`find` that takes a port or subset which the Service `name` lacks for there, with a warning, on a listener that reaches
+    the Service for a request with another name.
+
+    `portGuard: warn` says of such a port what is wrong with it and binds; the conformance data do the same. With `enforce` it
+    is not served: all that a client would get is 503.
+    """
+
+    def look(target: Target) -> Found:
+        found = find(target)
+        if found.exists or found.host != name or not _reaches(model, listener, name, aliases, find):
+            return found
+        return replace(found, exists=True, warning=f"requests for {name} get 503 on routes where {found.problem}")
+
+    return look
+
+
+def _reaches(model: GatewayModel, listener: Listener, name: str, aliases: Collection[str], find: Find) -> bool:
+    """Some request on this listener, whatever name it asks for, arrives at the Service."""
+    chains = model.chains(listener)
+    for one in () if isinstance(chains, str) else chains:
+        if one.offer is not None:
+            routes = [one.offer.targets]
+        elif model.refusing:
+            continue
+        else:
+            table = model.tables[one.chain.route_name]
+            hosts = [host for domain, host in table.hosts.items() if not table.only_redirects(domain)]
+            entries = [host.entries[place] for host in hosts for alias in aliases for place in host.by_host.get(alias, ())]
+            routes = [entry.built.targets for entry in entries if entry.reached]
+        if any(found.exists and found.host == name for targets in routes for found in map(find, targets)):
+            return True
+    return False
 
 
 def _claim(model: GatewayModel, way: Way, name: str, aliases: Collection[str], find: Find, counts: Counts) -> Served | None:
@@ -121,7 +159,7 @@ def _claim_chain(way: Way, name: str, find: Find, counts: Counts) -> Served | No
     claims = set()
     if any(one.exists and one.host == name for one in found):
         claims.add(CLAIM_DESTINATION)
-    if way.protocol == "tls" and chain.names is not None and name in chain.names and any(one.exists for one in found):
+    if way.protocol == "tls" and chain.names is not None and name in chain.names and any(map(_is_sound, found)):
         claims.add(CLAIM_HOST)
     if not claims:
         return None
@@ -161,7 +199,7 @@ def _claim_host(
         found = [one for one in map(find, entry.built.targets) if one.exists and (exact or one.host == name)]
         if not found:
             continue
-        if exact:
+        if exact and any(map(_is_sound, found)):
             claims.add(CLAIM_HOST)
         if any(one.host == name for one in found):
             claims.add(CLAIM_DESTINATION)
@@ -179,6 +217,11 @@ def _claim_host(
         protocol=way.protocol,
         warnings=frozenset(warnings),
     )
+
+
+def _is_sound(found: Found) -> bool:
+    """It exists, and not only by leave of `_forgiving`."""
+    return found.exists and not found.problem
 
 
 def _joined(parts: list[Served]) -> Served:

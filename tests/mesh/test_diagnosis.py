@@ -126,7 +126,7 @@ def test_the_first_rule_that_fails(objects: tuple[Any, ...], reason: Reason, thi
 def test_the_route_that_came_furthest_is_told() -> None:
     near = virtual_service(http(HELLO), name="a", hosts=["x.example"])
     nearer = virtual_service(http(to(port=81)), name="b")
-    assert skipped(near, nearer).object == "VirtualService istio-system/b"
+    assert skipped(near, nearer, settings=SETTINGS).object == "VirtualService istio-system/b"
     assert skipped(near, virtual_service(name="c", hosts=["y.example"])).object == "VirtualService istio-system/a"
 
 

@@ -277,3 +277,40 @@ def test_the_istio_private_before_public_order_holds_for_tcp_too() -> None:
         virtual_service(tcp=[l4(HELLO)], name="b", created=2, exportTo=["."]),
     )
     assert ports(result) == ((9000,), ("destination",))
+
+
+BROKEN = to(subset="v9")
+
+
+@pytest.mark.parametrize(
+    ("objects", "bound"),
+    [
+        # another virtual host of the port reaches the Service, so the port guard is what decides
+        ((virtual_service(http(BROKEN), name="a"), virtual_service(name="b", hosts=["shop.example"])), True),
+        # nothing reaches it
+        ((virtual_service(http(BROKEN), name="a"),), False),
+        # what reaches it is hidden behind another route
+        (
+            (
+                virtual_service(http(BROKEN), name="a"),
+                virtual_service(http(PLAIN), http(HELLO), name="b", hosts=["shop.example"]),
+            ),
+            False,
+        ),
+        # what reaches it stands on another port
+        (
+            (
+                gateway(server(80), server(8443)),
+                virtual_service(http(BROKEN, match={"port": 80}), http(HELLO, match={"port": 8443})),
+            ),
+            True,
+        ),
+        # no request for the name is led to it
+        ((virtual_service(http(PLAIN), name="a"), virtual_service(name="b", hosts=["shop.example"])), False),
+    ],
+)
+def test_a_port_where_only_other_names_are_served_is_a_warning_or_nothing(objects: Any, bound: bool) -> None:
+    found = loosely(service("plain"), *([gateway()] * (objects[0]["kind"] != "Gateway")), *objects)
+    assert (HELLO in found.bound) is bound
+    enforced = outcome(service("plain"), *([gateway()] * (objects[0]["kind"] != "Gateway")), *objects)
+    assert HELLO not in enforced.bound
