@@ -209,7 +209,7 @@ class TestRelayed:
         async with Scripted(silent) as upstream, forwarding(upstream, budget=SHORT) as client:
             started = asyncio.get_running_loop().time()
             reply = await client.answer(query(payload=1232))
-            assert asyncio.get_running_loop().time() - started < SHORT + 0.5
+            assert asyncio.get_running_loop().time() - started < SHORT + 1.0
             assert reply.rcode() == dns.rcode.SERVFAIL
             assert reply.flags & (dns.flags.RA | dns.flags.RD) == dns.flags.RA | dns.flags.RD
             assert len(reply.question) == 1
