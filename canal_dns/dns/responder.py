@@ -9,9 +9,9 @@ Rules of this file:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from struct import Struct
+from typing import NamedTuple
 
 from canal_dns.dns.access import DROPPED_PORTS, Gate, Verdict
 from canal_dns.dns.codes import IN, Rcode, Type
@@ -47,8 +47,7 @@ class Source(Enum):
     LOCAL = "local"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """Send this."""
 
     wire: bytes
@@ -58,15 +57,13 @@ class Reply:
     """0 where the question could not be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """Ask an upstream."""
 
     query: Query
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(NamedTuple):
     """Say nothing. `reason` is one of a few words: a label of metrics."""
 
     reason: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from struct import Struct
+from typing import NamedTuple
 
 from canal_dns.dns.codes import IN, Ede, Rcode, Type, rcode_text, type_label, type_text
 from canal_dns.dns.names import MAX_LABEL, MAX_NAME
@@ -51,9 +52,8 @@ _META = dict.fromkeys(range(128, 255), Rcode.REFUSED) | dict.fromkeys(map(int, (
 for one; NXNAME: RFC 9824."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One question, as a client asked it and as it is forwarded."""
+class Query(NamedTuple):
+    """One question, as a client asked it and as it is forwarded. One is made per packet: a tuple costs a fifth of a record."""
 
     id: int
     flags: int

@@ -29,9 +29,9 @@ SETTINGS = BindingSettings(
 UNSERVED = {267: "web.default.svc.cluster.local"}
 """Scenario -> a name in `bound` of which the fields beside it say that all its requests get 503.
 
-They come to the virtual host `*`, whose only routes to it name a subset that does not exist (`known`: false); another virtual host
-of the port reaches the Service. With `portGuard: warn`, the setting of these data, it is bound with a warning; with `enforce`, the
-default, it is not."""
+They come to the virtual host `*`, whose only routes to it name a subset that does not exist (`known`: false); another
+virtual host of the port reaches the Service. With `portGuard: warn`, the setting of these data, it is bound with a warning;
+with `enforce`, the default, it is not."""
 
 
 @cache
