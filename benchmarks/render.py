@@ -44,8 +44,9 @@ def _head(results: Results) -> str:
     foreign = _foreign(results).middle
     disturbed = (
         f"""
-**The machine was not quiet**: others used {foreign:.0%} of the server's core (median of the saturated runs). CPU per query is
-hardly touched by that, since every contender suffers alike; queries/s and latencies are worse than they need be.
+**The machine was not quiet**: others used {foreign:.0%} of the server's core (median of the saturated runs). CPU per
+query suffers from that too (caches, shorter batches), though less than queries/s and latencies, and not everybody's alike:
+mind the spread.
 """
         if foreign > _DISTURBED
         else ""
