@@ -3,7 +3,7 @@
 Rules of this file:
 - Linux only: /proc and the CPU clocks of processes;
 - figures are read, never estimated: CPU time comes from the kernel's own sum over all threads of a process, in nanoseconds;
-- nothing is started here.
+- nothing is started here; what was started is held on its core.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ def family(pid: int) -> tuple[int, ...]:
             for path in Path(f"/proc/{parent}/task").glob("*/children"):
                 found.extend(int(child) for child in path.read_text().split())
     return tuple(found)
+
+
+def pin_family(pid: int, core: int) -> None:
+    """Hold every thread of a process and of its descendants on `core`, whatever it chose itself (Knot spreads its workers)."""
+    for member in family(pid):
+        for task in Path(f"/proc/{member}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), {core})
 
 
 def cpu_seconds(pid: int) -> float:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.contenders.base import Contender, Site
 from benchmarks.errors import BenchError
-from benchmarks.machine import cpu_seconds, family, pinned, resident_kib
+from benchmarks.machine import cpu_seconds, family, pin_family, pinned, resident_kib
 from benchmarks.scenarios import Scenario
 from canal_dns.dns import names
 
@@ -121,6 +121,10 @@ class Server:
                 code = self._process.wait(0.02)
                 raise BenchError(f"{self.label}: ended with code {code} before it answered rightly ({got}){self._last_words()}")
 
+    def hold_on_core(self) -> None:
+        """It was started on its core, but may have moved its threads since."""
+        pin_family(self._process.pid, self.core)
+
     def usage(self) -> Usage:
         pids = family(self._process.pid)
         return Usage(sum(map(cpu_seconds, pids)), pids)
@@ -178,6 +182,7 @@ def running(
     server = Server(contender, site, core)
     try:
         server.wait_until_ready()
+        server.hold_on_core()
         yield server
     finally:
         server.close()

@@ -530,6 +530,17 @@ def test_a_server_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
+@needs_cores
+def test_a_server_that_moves_to_another_core_is_brought_back(tmp_path: Path) -> None:
+    first, second = machine.two_cores()
+    mover = f"import os, threading; os.sched_setaffinity(0, {{{second}}})\n"
+    mover += "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    with running(Small(code=mover + SERVER), Path(sys.executable), HITS, tmp_path / "site", first, 0) as server:
+        threads = [int(task.name) for pid in server.usage().pids for task in Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) == 2
+        assert [os.sched_getaffinity(thread) for thread in threads] == [{first}, {first}]
+
+
 @pytest.mark.parametrize("arguments", [["--only", "bind"], ["--rounds", "0"], ["--seconds", "0"], ["--scenario", "tcp"]])
 def test_bad_use(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
