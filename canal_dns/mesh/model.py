@@ -18,7 +18,7 @@ from canal_dns.mesh.frame import Frame
 from canal_dns.mesh.hosts import intersection, is_wildcard, names_for_namespace, overlaps
 from canal_dns.mesh.records import L4Route
 from canal_dns.mesh.routes import Built, Entry, Target, build, l4_applies, targets
-from canal_dns.mesh.rules import Resolved, Tier, live, tier
+from canal_dns.mesh.rules import Resolved, Tier, tier
 from canal_dns.mesh.servers import Chain, Layout, Listener, Placed, layout
 from canal_dns.mesh.virtualhosts import Domains, VirtualHost
 from canal_dns.settings import BindingSettings
@@ -274,14 +274,14 @@ def _tcp_offer(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], or
     for index, route in enumerate(routes):
         applies = not route.matches or any(l4_applies(one, placed.server.number, placed.gateway) for one in route.matches)
         if applies and route.destinations:
-            aims = targets(live(route.destinations), placed.server.number)
+            aims = targets(route.destinations, placed.server.number)
             yield Offer(order, (index, 0), resolved.key, route, (), aims)
             return
 
 
 def _sni_offers(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], order: Order) -> Iterator[Offer]:
     for index, route in enumerate(routes):
-        aims = targets(live(route.destinations), placed.server.number)
+        aims = targets(route.destinations, placed.server.number)
         for number, match in enumerate(route.matches):
             if route.destinations and l4_applies(match, placed.server.number, placed.gateway):
                 yield Offer(order, (index, number), resolved.key, route, match.sni_hosts, aims)

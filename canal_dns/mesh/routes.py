@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from canal_dns.mesh.attach import Workload
 from canal_dns.mesh.matches import RouteMatch, translate
 from canal_dns.mesh.records import Destination, HttpMatch, L4Match
-from canal_dns.mesh.rules import Resolved, Rule
+from canal_dns.mesh.rules import Resolved, Rule, is_live
 
 Place = tuple[int, int, int, float, str, str, int, int]
 """Sorts as Envoy's list does: catch-alls last; then server, tier, age, name and namespace of the VirtualService, occurrence,
@@ -30,6 +30,8 @@ class Target:
     subset: str
     listener_port: int
     """The server's number: the port where neither the destination nor the Service decides (GetDestinationCluster)."""
+    index: int = 0
+    """Its place among the route's destinations as written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,13 @@ class Entry:
         """Some request comes to it; tests of the authority aside."""
 
 
-def targets(destinations: tuple[Destination, ...], listener_port: int) -> tuple[Target, ...]:
-    return tuple(Target(one.host, one.port, one.subset, listener_port) for one in destinations)
+def targets(written: tuple[Destination, ...], listener_port: int) -> tuple[Target, ...]:
+    """The destinations of a route that become clusters."""
+    return tuple(
+        Target(one.host, one.port, one.subset, listener_port, index)
+        for index, one in enumerate(written)
+        if is_live(one, written)
+    )
 
 
 def why_not_applicable(match: HttpMatch, port: int, gateway: str, workload: Workload) -> str:
@@ -86,7 +93,7 @@ def build(resolved: Resolved, port: int, gateway: str, workload: Workload) -> li
     routes: list[Built] = []
     for rule in resolved.http:
         for match in _matches(rule, port, gateway, workload):
-            routes.append(Built(rule, match, targets(rule.destinations, port)))
+            routes.append(Built(rule, match, targets(rule.written if rule.action == "route" else (), port)))
             if match.is_catch_all:
                 return routes
     return routes

@@ -80,9 +80,14 @@ class Tier(IntEnum):
     PUBLIC = 2
 
 
-def live(destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
-    """Destinations that become clusters of the route (applyHTTPRouteDestination, buildOutboundNetworkFilters)."""
-    return destinations if len(destinations) == 1 else tuple(one for one in destinations if one.weight > 0)
+def is_live(one: Destination, written: tuple[Destination, ...]) -> bool:
+    """A destination becomes a cluster of its route (applyHTTPRouteDestination, buildOutboundNetworkFilters)."""
+    return len(written) == 1 or one.weight > 0
+
+
+def live(written: tuple[Destination, ...]) -> tuple[Destination, ...]:
+    """Destinations that become clusters of their route."""
+    return tuple(one for one in written if is_live(one, written))
 
 
 def tier(record: VirtualService, namespace: str, default: Iterable[str]) -> Tier | None:

@@ -223,7 +223,7 @@ def _targets(case: Trace, targets: Iterable[Target], field: str, owner: str) -> 
     for target in targets:
         found = case.find(target)
         if not found.exists and (target.host == case.intent.host or not named):
-            place = f"{case.intent.field.removesuffix('.host')}.{found.field}" if named else f"{field}.route"
+            place = f"{field}.route[{target.index}].destination.{found.field}"
             return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, f"{found.problem}: the gateway answers 503", place, owner)
     message = "the route stands, but it brings requests for this name nowhere"
     return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, message, field, owner)

@@ -98,13 +98,21 @@ CASES: list[tuple[str, tuple[Any, ...], Reason, str, str, str]] = [
     ("a server name that is taken", (ON_8443, tls(sni("x.example", to_host=PLAIN), name="a"), tls(sni(HELLO, "x.example"), name="b")), Reason.SHADOWED, "VirtualService istio-system/b", "spec.tls[0].match[0].sniHosts", "already used"),
     ("a server name that is another", (ON_8443, tls(sni("x.example"))), Reason.HOST_NOT_SERVED, ROUTE, "spec.tls[0].match[0].sniHosts", "its sniHosts are x.example"),
     ("tcp hosts name nobody", (gateway(tcp_server()), tcp(l4(PLAIN), hosts=[HELLO])), Reason.HOST_NOT_SERVED, ROUTE, "spec.hosts[0]", "a tcp route is found by port, not by hosts"),
-    ("tls hosts name nobody", (ON_8443, tls(sni(HELLO, to_host="x.example"), hosts=[HELLO])), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tls[0].route", "no Service is called 'x.example'"),
+    ("tls hosts name nobody", (ON_8443, tls(sni(HELLO, to_host="x.example"), hosts=[HELLO])), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tls[0].route[0].destination.host", "no Service is called 'x.example'"),
     ("a port that the Service lacks", (virtual_service(http(to(port=81))),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.port", "Service default/helloworld has no TCP port 81: the gateway answers 503"),
     ("a subset of nobody", (virtual_service(http(to(subset="v1"))),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.subset", "defines subset v1"),
     ("a literal destination", (virtual_service(http("helloworld.default")),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", f"Istio takes 'helloworld.default' literally and knows no such host; {HELLO} is meant, it seems"),
     ("a Service that is not exported", (virtual_service(), service(annotations={"networking.istio.io/exportTo": "."})), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", "not exported to the gateway's namespace"),
-    ("a host whose destination is missing", (virtual_service(http(full("gone.x")), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route", "no Service is called"),
+    ("a host whose destination is missing", (virtual_service(http(full("gone.x")), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.host", "no Service is called"),
     ("a tcp destination that is missing", (gateway(tcp_server()), tcp(l4(to(port=81)))), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tcp[0].route[0].destination.port", "no TCP port 81"),
+    ("a host whose port is missing", (virtual_service(http(to(port=81)), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.port", "no TCP port 81"),
+    ("a host whose subset is missing", (virtual_service(http(to(subset="v1")), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[0].destination.subset", "subset v1"),
+    ("the second of two destinations", (virtual_service(http(to(weight=0), to(port=81, weight=1))),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[1].destination.port", "no TCP port 81"),
+    ("a host and the second of two destinations", (virtual_service(http(to(weight=0), to(port=81, weight=1)), hosts=[HELLO]),), Reason.TARGET_NOT_FOUND, ROUTE, "spec.http[0].route[1].destination.port", "no TCP port 81"),
+    ("a delegate's destination", (virtual_service(http(delegate={"name": "d"})), delegate(http(to(weight=0), to(subset="v1", weight=1)))), Reason.TARGET_NOT_FOUND, "VirtualService istio-system/d", "spec.http[0].route[1].destination.subset", "subset v1"),
+    ("a host whose delegate's destination is missing", (virtual_service(http(PLAIN, match={"uri": {"exact": "/"}}, redirect={}), http(delegate={"name": "d"}), hosts=[HELLO]), delegate(http(to(port=81)))), Reason.TARGET_NOT_FOUND, "VirtualService istio-system/d", "spec.http[0].route[0].destination.port", "no TCP port 81"),
+    ("the second tcp destination", (gateway(tcp_server()), tcp(l4(to(weight=0), to(port=81, weight=1)))), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tcp[0].route[1].destination.port", "no TCP port 81"),
+    ("a tls destination", (ON_8443, tls(l4(to(weight=0), to(port=81, weight=1), match={"sniHosts": [HELLO]}))), Reason.TARGET_NOT_FOUND, ROUTE, "spec.tls[0].route[1].destination.port", "no TCP port 81"),
     ("a host that only redirects", (virtual_service(http(redirect={"uri": "/"}), hosts=[HELLO]),), Reason.NO_ACTION, ROUTE, "spec.http[0]", "they redirect or answer"),
     ("chains that Envoy refuses", (gateway(tls_server(), server(8443)), tls(sni("*"))), Reason.GATEWAY_NOT_PROGRAMMED, ROUTE, "", "Envoy refuses port 8443: any connection is taken"),
 ]  # fmt: skip
@@ -165,7 +173,7 @@ def test_of_two_gateways_the_one_where_it_came_further_is_told() -> None:
 def test_a_name_made_by_a_gateways_server_alone() -> None:
     """The hosts of the VirtualService are `*`: the server names the domain, whose destination is missing."""
     found = skipped(gateway(server(hosts=[HELLO])), virtual_service(http(full("gone.x"))))
-    assert (found.reason, found.field) == (Reason.TARGET_NOT_FOUND, "spec.http[0].route")
+    assert (found.reason, found.field) == (Reason.TARGET_NOT_FOUND, "spec.http[0].route[0].destination.host")
 
 
 def test_an_alias_is_followed_to_what_it_stands_for() -> None:
