@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Admin:
         try:
             listener = socket.create_server((host, port), family=family, backlog=64, dualstack_ipv6=dual)
         except OSError as problem:
-            raise ListenError(str(self.address), "HTTP", problem.strerror or str(problem)) from None
+            raise ListenError(str(self.address), "HTTP", os.strerror(problem.errno or 0)) from None
         listener.setblocking(False)
         self.address = Endpoint(host, listener.getsockname()[1])
         self._server = await asyncio.start_server(self._serve, sock=listener, limit=MAX_HEAD)

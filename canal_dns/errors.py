@@ -29,7 +29,7 @@ class ConfigError(CanalError):
         self.where = where
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{where}: {value!r} is not usable; {allowed}")
+        super().__init__(f"{where} is missing: {allowed}" if value is None else f"{where}: {value!r} is not usable; {allowed}")
 
 
 class ManifestError(CanalError):

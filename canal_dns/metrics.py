@@ -111,6 +111,10 @@ class Counters:
         self.values: dict[str, defaultdict[Labels, float]] = {
             metric.name: defaultdict(int) for metric in METRICS if metric.kind is not _HISTOGRAM
         }
+        # A counter that appears only with its first event hides that event from `increase()`.
+        for metric in METRICS:
+            if metric.kind is _COUNTER and not metric.labels:
+                self.values[metric.name][()] = 0
         self.histograms: dict[str, defaultdict[Labels, Histogram]] = {
             metric.name: defaultdict(Histogram) for metric in METRICS if metric.kind is _HISTOGRAM
         }

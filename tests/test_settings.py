@@ -218,6 +218,11 @@ def test_values(key, value, path, expected):
         ("limits.maxOutstanding", 70_000, "limits.maxOutstanding", "to 60000"),
         ("log.level", "trace", "log.level", "debug, info, warning, error"),
         ("log.format", "xml", "log.format", "text, json"),
+        ("listen", [], "listen", "name at least one address"),
+        ("listen", ["127.0.0.1:53", "127.0.0.1:53"], "listen[1]", "has that address already"),
+        ("listen", ["0.0.0.0:53", "127.0.0.1:53"], "listen[1]", "has that address already"),
+        ("listen", ["0.0.0.0:8080"], "admin", "listen[0] (0.0.0.0:8080) has that address already"),
+        ("gateways", [{"service": "*/gateway"}], "gateways[0].service", "as NAMESPACE/NAME"),
     ],
 )
 def test_what_cannot_be_used_names_key_value_and_what_is_allowed(key, value, where, allowed):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from canal_dns.errors import ConfigError
+from canal_dns.kube.files import Signature
 from canal_dns.settings import Settings, parse
 
 MAX_SIZE = 1 << 20
@@ -39,13 +40,12 @@ class Configuration:
                 f"{origin}: {problem.where}" if origin else problem.where, problem.value, problem.allowed
             ) from None
 
-    def signature(self) -> tuple[int, int, int] | None:
+    def signature(self) -> Signature | None:
         """Changes when the file does, also by the swap of a ConfigMap's symbolic link; None: there is no file."""
         try:
-            status = self.path.stat() if self.path else None
+            return Signature.of(self.path.stat()) if self.path else None
         except OSError:
             return None
-        return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None
 
 
 DEFAULT_GATEWAY = {"service": "istio-system/internalgateway"}
@@ -59,7 +59,6 @@ FLAGS = {
     "ttl": "ttl",
     "workers": "workers",
     "admin": "admin",
-    "binding": "settle",
 }
 """Top-level key -> the flag that sets it."""
 

@@ -16,8 +16,10 @@ import logging
 import platform
 import signal
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, NoReturn
 
 from canal_dns import __version__
 from canal_dns.admin import Admin, Endpoints
@@ -27,11 +29,12 @@ from canal_dns.app.feed import Feed
 from canal_dns.app.logs import Logs
 from canal_dns.app.publish import Publisher
 from canal_dns.errors import CanalError, ConfigError
+from canal_dns.kube.files import Signature
 from canal_dns.metrics import Counters, merge
 from canal_dns.server import batch
 from canal_dns.server.service import DataPlane, PacketService
 from canal_dns.server.workers import WorkerPool
-from canal_dns.settings import Endpoint, LogSettings, Settings
+from canal_dns.settings import Endpoint, LogFormat, LogSettings, Settings
 
 log = logging.getLogger("canal_dns.app")
 
@@ -45,21 +48,44 @@ STOP_TIMEOUT = 5.0
 
 def data_plane(settings: Settings) -> DataPlane:
     """Worker processes, or everything in this one."""
-    workers = cpus.usable() if settings.listen.workers is None else settings.listen.workers
-    if workers == 0:
-        return PacketService(settings)
-    return WorkerPool(settings, workers, worker.argv)
+    workers = settings.listen.workers
+    return WorkerPool(settings, workers, worker.argv) if workers else PacketService(settings)
 
 
-async def serve(config: Configuration, settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT. Gives the exit status. Raises ListenError, ConfigError."""
+async def serve(config: Configuration, say: Callable[[str], None]) -> int:
+    """Run until SIGTERM or SIGINT. Gives the exit status. Raises ListenError, ConfigError.
+
+    `say`: writes a line for people; with `log.format: json` these lines go to the log instead, which programs read.
+    """
+    signature = config.signature()
+    settings = config.load()
     logs = Logs()
     logs.start(settings.log)
-    control = Control(settings, config, announce=lambda text: print(text, flush=True), on_log_settings=logs.configure)
+    announce = log.info if settings.log.format is LogFormat.JSON else say
+    control = Control(settings, config, announce=announce, on_log_settings=logs.configure, signature=signature)
     try:
         return await control.run()
     finally:
         logs.stop()
+
+
+def _resolved(settings: Settings) -> Settings:
+    """`workers: auto` as the number that it is on this machine."""
+    if settings.listen.workers is not None:
+        return settings
+    return replace(settings, listen=replace(settings.listen, workers=cpus.usable()))
+
+
+def _refuse_overlap(key: str, address: Endpoint, present: Iterable[Endpoint | None]) -> None:
+    """Raise ConfigError where a new address cannot be bound beside one that is still in use."""
+    for old in present:
+        if (
+            old is not None
+            and old.port == address.port
+            and old.is_ipv6 == address.is_ipv6
+            and (old.is_wildcard or address.is_wildcard)
+        ):
+            raise ConfigError(key, str(address), f"it overlaps {old}, which is in use: this change needs a restart")
 
 
 class Control:
@@ -73,8 +99,11 @@ class Control:
         announce: Callable[[str], None],
         on_first_table: Callable[[], None] | None = None,
         on_log_settings: Callable[[LogSettings], None] = lambda _: None,
+        signature: Signature | None = None,
+        daemon: bool = True,
     ) -> None:
-        self.settings = settings
+        """`signature`: of the file that `settings` came from. `daemon`: SIGHUP reloads; without, it ends the process."""
+        self.settings = settings = _resolved(settings)
         self.plane = data_plane(settings)
         self.feed = Feed(settings.source, settings.binding)
         self.publisher = Publisher(self.plane, settings.binding.settle, lambda: int(time.time()))
@@ -91,6 +120,12 @@ class Control:
         self._hurry = asyncio.Event()
         self._stopping = False
         self._whole = True
+        self._signature = signature
+        self._daemon = daemon
+        self._incoming: Feed | None = None
+        self._feeds_changed = asyncio.Event()
+        for result in ("ok", "error"):
+            self.counters["canal_dns_config_reloads_total"][(result,)] = 0
 
     # -- the life of the process ------------------------------------------------------------------------------------
 
@@ -98,13 +133,15 @@ class Control:
         """Start everything, run until told to stop or until a root task ends, stop in order. Gives the exit status."""
         for warning in self.settings.warnings:
             log.warning("%s", warning)
-        await self.plane.start()
+        self._handle_signals()
         tasks: set[asyncio.Task[None]] = set()
+        failed = False
         try:
+            if not await self._started():
+                return 0
             self._admin = await self._start_admin(self.settings.health.admin)
             self._note_load()
             self._announce_listening()
-            self._handle_signals()
             tasks = {
                 asyncio.create_task(self._follow_source(), name="source"),
                 asyncio.create_task(self._publish(), name="publish"),
@@ -122,6 +159,19 @@ class Control:
             await self._close()
         log.info("stopped")
         return 1 if failed else 0
+
+    async def _started(self) -> bool:
+        """Start the data plane; False when told to stop meanwhile. Raises ListenError."""
+        starting = asyncio.create_task(self.plane.start())
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return False
+        await starting
+        return True
 
     async def _until_told(self, tasks: set[asyncio.Task[None]]) -> bool:
         """Wait for a signal (False) or for the end of a root task (True), which is a failure by definition."""
@@ -155,7 +205,7 @@ class Control:
         running = asyncio.get_running_loop()
         running.add_signal_handler(signal.SIGTERM, self._on_terminate)
         running.add_signal_handler(signal.SIGINT, self.stop)
-        running.add_signal_handler(signal.SIGHUP, self._reload.set)
+        running.add_signal_handler(signal.SIGHUP, self._reload.set if self._daemon else self.stop)
 
     def _on_terminate(self) -> None:
         """The first one begins the lameduck, the second one ends it."""
@@ -171,19 +221,35 @@ class Control:
     # -- objects -> table ---------------------------------------------------------------------------------------------
 
     async def _follow_source(self) -> None:
-        """Run the source of the present feed; when a reload replaces the feed, run the new one."""
-        while True:
-            feed = self.feed
-            self._source_task = asyncio.create_task(feed.source.run(self._on_change))
-            try:
-                await asyncio.wait({self._source_task})
-            finally:
-                self._source_task.cancel()
-            if self.feed is feed:
-                await self._source_task
-                raise CanalError("the source of objects ended")
+        """Run the source of the feed that is in force, and of one that will replace it as soon as it is read."""
+        running: dict[asyncio.Task[NoReturn], Feed] = {}
+        try:
+            while True:
+                wanted = [feed for feed in (self.feed, self._incoming) if feed is not None]
+                for task in [task for task, feed in running.items() if feed not in wanted]:
+                    del running[task]
+                    task.cancel()
+                for feed in wanted:
+                    if feed not in running.values():
+                        running[asyncio.create_task(feed.source.run(partial(self._on_change, feed)))] = feed
+                woken = asyncio.create_task(self._feeds_changed.wait())
+                done, _ = await asyncio.wait({*running, woken}, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+                self._feeds_changed.clear()
+                for task in running.keys() & done:
+                    await task
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-    def _on_change(self) -> None:
+    def _on_change(self, feed: Feed) -> None:
+        if feed is self._incoming and feed.source.synced:
+            self.feed, self._incoming = feed, None
+            self._whole = True
+            self._feeds_changed.set()
+        if feed is not self.feed:
+            return
         if self._changed_at is None:
             self._changed_at = asyncio.get_running_loop().time()
         self._changed.set()
@@ -221,7 +287,7 @@ class Control:
         )
         self.counters["canal_dns_table_last_change_timestamp_seconds"][()] = time.time()
         log.info(
-            "published generation %d: %d bound, %d settling, %d skipped, %.1f ms",
+            "published generation %d: %d bound, %d settling, %d meant by a VirtualService and skipped, %.1f ms",
             self.publisher.generation,
             self.publisher.live,
             len(self.publisher.settling(now)),
@@ -235,21 +301,24 @@ class Control:
 
     async def _follow_config(self) -> None:
         """Reload on SIGHUP and when the file changes; a bad file is refused and what runs stays as it is."""
-        signature = self._config.signature()
         while True:
             try:
                 await asyncio.wait_for(self._reload.wait(), CONFIG_POLL)
             except TimeoutError:
-                if self._config.signature() in (signature, None):
+                if self._config.signature() in (self._signature, None):
                     continue
             self._reload.clear()
-            signature = self._config.signature()
+            # Taken before the file is read: a change that comes meanwhile is seen as one.
+            self._signature = self._config.signature()
             await self.reload()
 
     async def reload(self) -> None:
         """Load the configuration and take it over, or say why not."""
         try:
-            settings = await asyncio.to_thread(self._config.load)
+            settings = _resolved(await asyncio.to_thread(self._config.load))
+            changed = [
+                part.name for part in fields(Settings) if getattr(settings, part.name) != getattr(self.settings, part.name)
+            ]
             await self._apply(settings)
         except CanalError as problem:
             self.counters["canal_dns_config_reloads_total"][("error",)] += 1
@@ -257,7 +326,7 @@ class Control:
             return
         self._note_load()
         self.counters["canal_dns_config_reloads_total"][("ok",)] += 1
-        log.info("the configuration was loaded again")
+        log.info("the configuration was loaded again; changed: %s", ", ".join(changed) or "nothing")
         for warning in settings.warnings:
             log.warning("%s", warning)
 
@@ -269,6 +338,15 @@ class Control:
         old, admin = self.settings, self._admin
         if (old.listen.workers == 0) != (new.listen.workers == 0):
             raise ConfigError("workers", new.listen.workers, "a change between 0 and worker processes needs a restart")
+        if new.source != old.source and new.zone.cluster_domain != old.zone.cluster_domain:
+            raise ConfigError(
+                "clusterDomain", new.zone.cluster_domain, "it cannot change together with `source`: one, then the other"
+            )
+        for address in new.listen.addresses:
+            if address not in old.listen.addresses:
+                _refuse_overlap("listen", address, old.listen.addresses)
+        if new.health.admin is not None and new.health != old.health:
+            _refuse_overlap("admin", new.health.admin, (old.health.admin,))
         if new.health != old.health:
             admin = await self._start_admin(new.health.admin)
         try:
@@ -284,14 +362,15 @@ class Control:
         self._on_log_settings(new.log)
         self.publisher.settle = new.binding.settle
         if new.source != old.source:
-            # The old table keeps answering until the new source is read.
-            self.feed = Feed(new.source, new.binding)
-            self._source_task.cancel()
-            self._whole = True
+            # The old feed stays in force until the new source is read.
+            self._incoming = Feed(new.source, new.binding)
+            self._feeds_changed.set()
         elif new.binding != old.binding:
+            if self._incoming is not None:
+                self._incoming.rebind(new.binding)
             self.feed.rebind(new.binding)
             self._whole = True
-        self._on_change()
+        self._on_change(self.feed)
 
     # -- what others ask --------------------------------------------------------------------------------------------------
 
@@ -368,6 +447,8 @@ class Control:
         for address in self.plane.listeners:
             self._announce(f"listening on {address}, UDP and TCP")
         self._announce(f"forwarding to {', '.join(map(str, self.settings.forward.upstreams))}")
+        if self._admin is not None:
+            self._announce(f"admin endpoints: http://{self._admin.address}")
         if not self.feed.source.synced:
             self._announce(f"reading {self.settings.source.manifests}; until then every query is forwarded")
 

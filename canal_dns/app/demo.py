@@ -86,7 +86,7 @@ async def run(chosen: Plan, show: Show) -> int:
     logs = Logs()
     logs.start(settings.log)
     first_table = asyncio.Event()
-    control = Control(settings, config, announce=lambda _: None, on_first_table=first_table.set)
+    control = Control(settings, config, announce=lambda _: None, on_first_table=first_table.set, daemon=False)
     controls.append(control)
     running = asyncio.create_task(control.run())
     published = asyncio.create_task(first_table.wait())
@@ -189,6 +189,6 @@ def _flags(chosen: Plan, upstream: Endpoint) -> dict[str, Any]:
         "admin": chosen.admin,
         "lameduck": 0,
         # There is no istiod here that would need time to program a gateway.
-        "binding": {"settle": 0},
+        "binding": {"settle": 0, "gatewayUnreadyAfter": 0},
         "log": {"level": "warning"},
     }

@@ -29,7 +29,8 @@ def bindings(url: str) -> dict[str, Any]:
             plain = json.loads(response.read(MAX_SIZE))
     except (OSError, ValueError) as problem:
         reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
-        raise RemoteError(f"{address}: {reason}") from None
+        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+        raise RemoteError(f"{address}: {text}; is a server running there?") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("bound"), list):
         raise RemoteError(f"{address}: this is not a canal-dns")
     return plain
@@ -50,7 +51,8 @@ def explain(plain: Mapping[str, Any], name: str) -> Explanation:
         step = Step(one["object"], one["field"], one["message"], False)
         return Explanation(one["name"], False, (step,), f"not bound: {one['reason']}: {one['message']}")
     wait = plain.get("settling", {}).get(one["name"])
-    steps = [Step(f"Service {one['service']}", "spec.ports", f"served: {', '.join(map(str, one['ports']))}", True)]
+    ports = ", ".join(map(str, one["ports"]))
+    steps = [Step(f"Service {one['service']}", "", f"the gateway serves it on its ports {ports}", True)]
     steps += [Step(f"VirtualService {route}", "", "routes it", True) for route in one["routes"]]
     steps += [Step(f"Gateway {gateway}", "", "is attached to the gateway's pods", True) for gateway in one["gateways"]]
     steps += [Step(f"Service {one['gateway']}", "spec.clusterIPs", f"the VIP: {', '.join(one['vips'])}", True)]
@@ -59,3 +61,15 @@ def explain(plain: Mapping[str, Any], name: str) -> Explanation:
     if wait is not None:
         verdict += f"; it settles for another {wait:g} s and is forwarded until then"
     return Explanation(one["name"], True, tuple(steps), verdict)
+
+
+def warnings(plain: Mapping[str, Any]) -> list[str]:
+    """What keeps the bindings of a running server from being the whole truth."""
+    source = plain.get("source", {})
+    told = [f"{problem} (its last good objects are kept)" for problem in source.get("broken", ())]
+    if not source.get("synced", True):
+        told.append(f"the server has not read {source.get('manifests')} yet: it forwards everything")
+    told += [
+        f"{name} settles for another {left:g} s and is forwarded until then" for name, left in plain.get("settling", {}).items()
+    ]
+    return told

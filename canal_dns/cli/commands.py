@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from canal_dns.app import control, demo, loop, remote
 from canal_dns.app.feed import Feed, offline
@@ -17,8 +20,15 @@ from canal_dns.errors import ConfigError
 
 def serve(options: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
-    config = configuration(options)
-    return loop.run(control.serve(config, config.load()))
+    return loop.run(control.serve(configuration(options), _say))
+
+
+def _say(text: str) -> None:
+    """A line for people; whoever closes the pipe (`serve | head -1`) does not end a server."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it lives until the process ends
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -29,7 +39,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def table(options: argparse.Namespace) -> int:
     """Print what is bound and what is skipped."""
-    plain = remote.bindings(options.server) if options.server else _read(options).to_plain()
+    plain = _ask(options) if options.server else _read(options).to_plain()
     if options.output == "json":
         print(json.dumps(plain, indent=2))
     else:
@@ -39,8 +49,10 @@ def table(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why each name is bound, or the first rule that fails."""
+    if "" in options.names:
+        raise ConfigError("NAME", "", "a name is needed")
     if options.server:
-        plain = remote.bindings(options.server)
+        plain = _ask(options)
         explained = [remote.explain(plain, name) for name in options.names]
     else:
         feed = _read(options)
@@ -57,13 +69,23 @@ def explain(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Validate a configuration; warnings do not change the exit status."""
-    settings = configuration(
-        argparse.Namespace(config=options.config, manifests=None, gateway=None, cluster_domain=None)
-    ).load()
+    settings = configuration(options).load()
     for warning in settings.warnings:
         print(f"canal-dns: warning: {warning}", file=sys.stderr)
     print(f"{options.config}: valid")
     return EXIT_OK
+
+
+def _ask(options: argparse.Namespace) -> dict[str, Any]:
+    """The bindings of a running server, with what keeps them from being whole told on standard error."""
+    if options.manifests or options.config:
+        raise ConfigError(
+            "--server", options.server, "it stands alone: a running server knows its own manifests and configuration"
+        )
+    plain = remote.bindings(options.server)
+    for problem in remote.warnings(plain):
+        print(f"canal-dns: warning: {problem}", file=sys.stderr)
+    return plain
 
 
 def _read(options: argparse.Namespace) -> Feed:

@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         help="validate a configuration",
         description="Validates a configuration file; exit status 2 if it cannot be used.",
     )
-    check.add_argument("-c", "--config", type=Path, required=True, metavar="FILE")
+    check.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the configuration (YAML)")
     return top
 
 
@@ -120,6 +120,17 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default text")
 
 
+_PLAIN_FLAGS = (
+    ("listen", "listen"),
+    ("upstreams", "upstream"),
+    ("clusterDomain", "cluster_domain"),
+    ("ttl", "ttl"),
+    ("workers", "workers"),
+    ("admin", "admin"),
+)
+"""Keys of the file whose flag says the same."""
+
+
 def _workers(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
@@ -128,15 +139,11 @@ def configuration(options: argparse.Namespace, *, offline: bool = False) -> Conf
     """The file and the flags of a command, in the keys of the file."""
     flags: dict[str, Any] = {}
     given = vars(options)
-    for key, flag in (("listen", "listen"), ("upstreams", "upstream"), ("ttl", "ttl"), ("workers", "workers")):
+    for key, flag in _PLAIN_FLAGS:
         if given.get(flag) is not None:
             flags[key] = given[flag]
-    if given.get("admin") is not None:
-        flags["admin"] = options.admin
-    if options.manifests is not None:
+    if given.get("manifests") is not None:
         flags["source"] = {"manifests": str(options.manifests)}
-    if options.gateway is not None:
+    if given.get("gateway") is not None:
         flags["gateways"] = [{"service": gateway} for gateway in options.gateway]
-    if options.cluster_domain is not None:
-        flags["clusterDomain"] = options.cluster_domain
     return Configuration(options.config, flags, offline)

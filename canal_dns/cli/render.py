@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -120,13 +119,6 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]], paint: Paint, fi
             cells[0] = first(cells[0])
         line = "   ".join([*cells, row[-1]])
         paint.line(paint.dim(line) if number == 0 else line)
-
-
-def summary(plain: Mapping[str, Any]) -> str:
-    """`5 names bound, 11 skipped (Headless 1, Shadowed 1, …)`."""
-    reasons = Counter(one["reason"] for one in plain["skipped"])
-    text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    return f"{len(plain['bound'])} names bound, {sum(reasons.values())} skipped" + (f" ({text})" if text else "")
 
 
 def explanation(one: Explanation, paint: Paint) -> None:

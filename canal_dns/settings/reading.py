@@ -75,9 +75,10 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     if not source.manifests:
         raise ConfigError("source", None, "say where the objects come from: `source: {manifests: FILE-OR-FOLDER}`")
     if not gateways:
-        raise ConfigError("gateways", (), "name at least one internal gateway: `gateways: [{service: NAMESPACE/NAME}]`")
+        raise ConfigError("gateways", None, "name at least one internal gateway: `gateways: [{service: NAMESPACE/NAME}]`")
     if not upstreams and not offline:
-        raise ConfigError("upstreams", (), 'name at least one CoreDNS: `upstreams: ["10.96.0.10:53"]`')
+        raise ConfigError("upstreams", None, 'name at least one CoreDNS: `upstreams: ["10.96.0.10:53"]`')
+    _refuse_overlaps(listen.addresses, health.admin)
     if len({str(gateway) for gateway in gateways}) < len(gateways):
         raise ConfigError("gateways", [str(gateway) for gateway in gateways], "each Service may stand there once")
     return Settings(
@@ -92,6 +93,21 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
         log=log,
         warnings=tuple(_warnings(listen, forward, access)),
     )
+
+
+def _refuse_overlaps(listen: tuple[Endpoint, ...], admin: Endpoint | None) -> None:
+    """Raise ConfigError where two addresses cannot be bound side by side: the same, or a wildcard that has the other."""
+    if not listen:
+        raise ConfigError("listen", None, 'name at least one address: `listen: ["0.0.0.0:1053"]`')
+    taken: list[tuple[str, Endpoint]] = []
+    for key, address in [*((f"listen[{index}]", one) for index, one in enumerate(listen)), ("admin", admin)]:
+        if address is None or address.port == 0:
+            continue
+        for other_key, other in taken:
+            same_port = address.port == other.port and address.is_ipv6 == other.is_ipv6
+            if same_port and (address.host == other.host or address.is_wildcard or other.is_wildcard):
+                raise ConfigError(key, str(address), f"{other_key} ({other}) has that address already")
+        taken.append((key, address))
 
 
 def _source(section: _Section) -> SourceSettings:
@@ -372,6 +388,13 @@ def _domain(where: str, value: object) -> str:
     return text
 
 
+def _service(where: str, value: object) -> tuple[str, str]:
+    match = re.fullmatch(r"([a-z0-9.-]+)/([a-z0-9.-]+)", str(value))
+    if match is None:
+        raise ConfigError(where, value, "the gateway's Service is needed, as NAMESPACE/NAME")
+    return match[1], match[2]
+
+
 def _namespaced(where: str, value: object) -> tuple[str, str]:
     match = re.fullmatch(r"([a-z0-9.-]+|\*)/([a-z0-9.-]+|\*)", str(value))
     if match is None:
@@ -381,11 +404,11 @@ def _namespaced(where: str, value: object) -> tuple[str, str]:
 
 def _gateway(where: str, value: object) -> InternalGateway:
     section = _Section(where, value)
-    service = section.take("service", _namespaced, None)
+    service = section.take("service", _service, None)
     labels = section.take("podLabels", _labels, None)
     section.done()
-    if service is None or "*" in service:
-        raise ConfigError(section.where("service"), section.mapping.get("service"), "NAMESPACE/NAME is needed")
+    if service is None:
+        raise ConfigError(section.where("service"), None, "the gateway's Service is needed, as NAMESPACE/NAME")
     return InternalGateway(service[0], service[1], labels)
 
 

@@ -74,7 +74,3 @@ def test_colour_only_on_a_terminal(monkeypatch):
 def test_a_terminal_may_refuse_colour(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     assert "\x1b[" not in text_of(Terminal())
-
-
-def test_summary():
-    assert render.summary(PLAIN) == "1 names bound, 2 skipped (NoRoute 1, PortNotServed 1)"

@@ -1,9 +1,12 @@
 """`canal-dns serve` as a process: what it prints, answers, follows, refuses, and how it ends."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import dns.flags
 import dns.rcode
@@ -205,6 +208,83 @@ def test_an_upstream_that_is_canal_dns_itself_is_warned_of():
 
 def test_json_log(config):
     with Configured(config(more="log: {format: json}\n")) as server:
-        server.ready()
         line = json.loads(server.error_with("published generation 1"))
         assert line["level"] == "info"
+        assert "listening on" in json.loads(server.error_with("listening on"))["msg"]
+        assert server.lines == []
+        assert all(json.loads(line) for line in server.errors)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_sigterm_while_it_starts_leaves_nobody_behind(workers):
+    """From the first line of its log on, whatever it is about to do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        "serve", "--listen", f"127.0.0.1:{port}", "--admin", "off", "--workers", workers, "--upstream", "127.0.0.1:9",
+        "--manifests", str(DEMO),
+    ]  # fmt: skip
+    with Process(*arguments) as process:
+        process.error_with("access.peers")
+        process.signal(signal.SIGINT)
+        assert process.wait() == 0
+    with Process(*arguments) as process:
+        process.line_with("names bound")
+
+
+def test_a_reader_that_goes_away_does_not_end_the_server():
+    """`canal-dns serve | head -1`"""
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "canal_dns", "serve", "--listen", "127.0.0.1:0", "--admin", "off", "--workers", "0",
+         "--upstream", "127.0.0.1:9", "--manifests", str(DEMO)],
+        stdout=writer, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        os.close(writer)
+        os.close(reader)
+        errors = []
+        for line in process.stderr:
+            errors.append(line)
+            if "published generation 1" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "Traceback" not in "".join(errors)
+
+
+def test_a_change_of_the_file_while_it_starts_is_seen(config):
+    path = config(ttl=5)
+    with Configured(path) as server:
+        server.error_with("access.peers")
+        config(ttl=9)
+        server.ready()
+        wait_for(lambda: server.ask(HELLO).answer[0].ttl == 9)
+
+
+def test_another_source_replaces_the_old_one_once_it_is_read(config, tmp_path):
+    later = tmp_path / "later"
+    with Configured(config()) as server:
+        server.ready()
+        config(manifests=later)
+        server.error_with("changed: source")
+        assert HELLO in {one["name"] for one in server.bindings()["bound"]}
+        assert server.get("/ready")[0] == 200
+        shutil.copytree(DEMO, tmp_path / "moved")
+        gateway = tmp_path / "moved" / "gateway.yaml"
+        gateway.write_text(gateway.read_text().replace("10.96.9.9", "10.96.9.10"))
+        (tmp_path / "moved").rename(later)
+        wait_for(lambda: server.addresses(HELLO) == ["10.96.9.10"])
+        (later / "gateway.yaml").write_text(gateway_with(later, "10.96.9.11"))
+        wait_for(lambda: server.addresses(HELLO) == ["10.96.9.11"])
+
+
+def gateway_with(folder, address):
+    return (folder / "gateway.yaml").read_text().replace("10.96.9.10", address)
+
+
+def test_what_cannot_change_live_says_so(config):
+    with Configured(config()) as server:
+        server.ready()
+        config(more="clusterDomain: other.example\n", manifests="/nonexistent")
+        assert "it cannot change together with `source`" in server.error_with("was not taken over")
+        assert server.addresses(HELLO) == ["10.96.9.9"]

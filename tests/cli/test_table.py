@@ -76,9 +76,22 @@ def test_nothing_but_a_broken_file_is_bad_use(tmp_path, capsys, text):
     assert "broken.yaml" in capsys.readouterr().err
 
 
+def test_a_server_that_has_read_nothing_yet_says_so(tmp_path, capsys):
+    with Server(manifests=tmp_path / "later") as server:
+        server.line_with("reading ")
+        admin = server.line_with("admin endpoints: ").split()[-1]
+        assert main(["table", "--server", admin]) == 0
+        assert "it forwards everything" in capsys.readouterr().err
+
+
+def test_a_server_stands_alone(capsys):
+    assert main(["table", "--server", "http://127.0.0.1:9", "--manifests", str(DEMO)]) == 2
+    assert "it stands alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "ftp://x", "nonsense", "http://127.0.0.1:99999"])
 def test_a_server_that_does_not_answer(capsys, url):
-    assert main(["table", "--server", url]) == 1
+    assert main(["table", "--server", url]) == 2
     assert capsys.readouterr().err.startswith("canal-dns: ")
 
 
