@@ -45,6 +45,13 @@ def test_it_answers_until_it_is_told_to_stop_and_follows_edits(tmp_path):
         assert process.errors == []
 
 
+def test_a_terminal_that_goes_away_ends_it():
+    with Process("demo", "--listen", "127.0.0.1:0", "--admin", "off") as process:
+        process.line_with("Ctrl-C ends it.")
+        process.signal(signal.SIGHUP)
+        assert process.wait() == 0
+
+
 def test_one_service_is_skipped_for_each_common_reason():
     with Process("demo", "--once") as process:
         process.wait()
