@@ -90,7 +90,7 @@ class Binder:
         for name in self.cluster.known():
             if name not in self._bound:
                 literal = any(self.cluster.intents.sources(name).values())
-                if literal or self.service(name) is not None:
+                if literal or self.service(name) is not None or self.cluster.unusable(name) is not None:
                     yield name
 
     def skipped(self, name: str) -> Skipped:

@@ -20,7 +20,7 @@ from canal_dns.mesh.hosts import complete, is_wildcard, overlaps, service_of
 from canal_dns.mesh.intents import Intents, intents
 from canal_dns.mesh.model import GatewayModel
 from canal_dns.mesh.policy import Refusal
-from canal_dns.mesh.records import DestinationRule, EndpointSlice, Pod, Service, VirtualService, key_text
+from canal_dns.mesh.records import DestinationRule, EndpointSlice, Pod, Service, Skip, VirtualService, key_text
 from canal_dns.mesh.result import Problem, Reason
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.rules import Resolved, delegates_of, resolve
@@ -116,6 +116,11 @@ class Cluster:
         """The name and the ExternalName Services that stand for it."""
         return (name, *self._aliases.get(name, ()))
 
+    def unusable(self, name: str) -> Skip | None:
+        """Why the Service of a full name, which is there, cannot be used."""
+        key = service_of(name, self.settings.cluster_domain)
+        return self.view.skip("Service", key) if key else None
+
     def known(self) -> set[str]:
         """Every name that may be bound: those that are meant, those that a Gateway's server makes a domain or server name, and
         the Services behind ExternalNames that are meant."""
@@ -138,11 +143,12 @@ class Cluster:
             name=name,
             names=frozenset(self.aliases(name)),
             service=service,
+            skip=self.unusable(name),
             forbidden=forbidden,
             refused=refused,
             sources=sorted(sources, key=lambda one: one.age),
             models=[(model, self.finder(model)) for model in self.models],
-            gateways=self.view.gateways,
+            view=self.view,
             used_delegates=frozenset(self._roots),
             settings=self.settings,
         )

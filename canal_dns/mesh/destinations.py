@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from canal_dns.mesh.attach import Workload, has_revision
 from canal_dns.mesh.hosts import complete, is_wildcard, meant_service, service_of
-from canal_dns.mesh.records import DestinationRule, Labels, Service
+from canal_dns.mesh.records import DestinationRule, Labels, Service, Skip
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.view import View
 from canal_dns.settings import BindingSettings
@@ -32,6 +32,8 @@ class Found:
     field: str = ""
     """Of the destination: `host`, `port` or `subset`."""
     warning: str = ""
+    skip: Skip | None = None
+    """The Service is there, but its object cannot be used."""
 
 
 def visible(service: Service, namespace: str) -> bool:
@@ -49,7 +51,8 @@ def find(target: Target, workload: Workload, view: View, rules: SubsetIndex, set
     key = service_of(target.host, domain)
     service = view.services.get(key) if key else None
     if service is None or not visible(service, workload.namespace):
-        return Found(target.host, False, _missing(target.host, service, view, domain), "host")
+        skip = view.skip("Service", key) if key else None
+        return Found(target.host, False, skip.text if skip else _missing(target.host, service, view, domain), "host", skip=skip)
     port = target.port
     if port is None:
         port = service.ports[0].port if len(service.ports) == 1 else target.listener_port
@@ -59,7 +62,9 @@ def find(target: Target, workload: Workload, view: View, rules: SubsetIndex, set
         key = service_of(host, domain)
         service = view.services.get(key) if key else None
         if service is None or service.external_name or not visible(service, workload.namespace):
-            return Found(host, False, f"{target.host} is an ExternalName for {host}, which is no Service", "host")
+            skip = view.skip("Service", key) if key else None
+            why = skip.text if skip else f"{target.host} is an ExternalName for {host}, which is no Service"
+            return Found(host, False, why, "host", skip=skip)
     if not any(one.port == port and one.protocol == "TCP" for one in service.ports):
         return Found(host, False, f"Service {service.namespace}/{service.name} has no TCP port {port}", "port")
     warning = ""

@@ -8,21 +8,21 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from canal_dns.mesh.attach import has_revision, why_not_attached
 from canal_dns.mesh.hosts import MESH
 from canal_dns.mesh.intents import Intent, intents
 from canal_dns.mesh.model import GatewayModel
-from canal_dns.mesh.policy import Refusal
-from canal_dns.mesh.records import Gateway, Service
+from canal_dns.mesh.policy import Refusal, unusable
+from canal_dns.mesh.records import Service, Skip
 from canal_dns.mesh.resources import ANNOTATION_BIND
 from canal_dns.mesh.result import Reason, Skipped, joined
 from canal_dns.mesh.rules import Resolved, exported_to
 from canal_dns.mesh.serving import Find
 from canal_dns.mesh.traces import Finding, Stage, Trace, trace
-from canal_dns.mesh.view import Key
+from canal_dns.mesh.view import Key, View
 from canal_dns.settings import BindingSettings
 
 
@@ -34,6 +34,8 @@ class Case:
     names: frozenset[str]
     """The name, and the ExternalName Services that stand for it."""
     service: Service | None
+    skip: Skip | None
+    """The Service is there, but its object cannot be used."""
     forbidden: Refusal | None
     """What holds for the name, whoever serves it."""
     refused: Refusal | None
@@ -41,7 +43,7 @@ class Case:
     sources: Sequence[Resolved]
     """The VirtualServices that mean it, oldest first."""
     models: Sequence[tuple[GatewayModel, Find]]
-    gateways: Mapping[Key, Gateway]
+    view: View
     used_delegates: frozenset[Key]
     settings: BindingSettings
 
@@ -56,6 +58,8 @@ def diagnose(case: Case) -> Skipped:
 
 
 def _no_service(case: Case) -> Refusal:
+    if case.skip is not None:
+        return unusable(case.skip)
     literal = ((source, intent) for source in case.sources for intent in _of(case, source) if intent.literal)
     source, intent = next(literal, (None, None))
     if source is None or intent is None:
@@ -113,12 +117,22 @@ def _object(case: Case, source: Resolved) -> Finding | None:
     if not named:
         what = "names only `mesh`, the sidecars" if source.gateways else "names no gateways, which means `mesh`, the sidecars"
         return _no(source, Stage.OBJECT, Reason.GATEWAY_NOT_FOUND, f"it {what}: no gateway serves it", "spec.gateways")
-    if not any(_key(name) in case.gateways for name in named):
+    if not any(_key(name) in case.view.gateways for name in named):
+        broken = _broken_gateway(case, source)
+        if broken is not None:
+            return broken
         return _no(source, Stage.GATEWAY, Reason.GATEWAY_NOT_FOUND, _unknown(case, record.gateways, named), "spec.gateways")
     if record.bind is False:
         message = f"the VirtualService's annotation {ANNOTATION_BIND} says no: its routes stand, but bind nothing"
         return _no(source, Stage.TARGET, Reason.OPTED_OUT, message, f"metadata.annotations[{ANNOTATION_BIND}]")
     return None
+
+
+def _broken_gateway(case: Case, source: Resolved) -> Finding | None:
+    """A Gateway that it names is there, but its object cannot be used."""
+    skips = (case.view.skip("Gateway", _key(name)) for name in source.gateways)
+    skip = next((one for one in skips if one is not None), None)
+    return Finding(Stage.GATEWAY, unusable(skip, source.key)) if skip is not None else None
 
 
 def _key(name: str) -> Key:
@@ -129,7 +143,7 @@ def _key(name: str) -> Key:
 def _unknown(case: Case, written: Iterable[str], named: Sequence[str]) -> str:
     """`internalgateway` in namespace default means default/internalgateway: say so, and which one exists."""
     bare = {_key(name)[1] for name in named}
-    near = sorted(f"{namespace}/{name}" for namespace, name in case.gateways if name in bare)
+    near = sorted(f"{namespace}/{name}" for namespace, name in case.view.gateways if name in bare)
     hint = f"; there is {joined(near)}" if near else ""
     said = joined(one for one in written if one != MESH)
     return f"gateways: [{said}] means {joined(named)}, which does not exist{hint}"
@@ -137,7 +151,7 @@ def _unknown(case: Case, written: Iterable[str], named: Sequence[str]) -> str:
 
 def _gateway(case: Case, source: Resolved, model: GatewayModel) -> Finding | None:
     """What keeps the whole VirtualService from this gateway."""
-    named = [name for name in source.gateways if _key(name) in case.gateways]
+    named = [name for name in source.gateways if _key(name) in case.view.gateways]
     attached = [name for name in named if name in model.attached]
     if model.frame.unusable:
         refusal = Refusal(
@@ -145,7 +159,10 @@ def _gateway(case: Case, source: Resolved, model: GatewayModel) -> Finding | Non
         )
         return Finding(Stage.ATTACHED, refusal)
     if not attached:
-        gateway = case.gateways[_key(named[0])]
+        broken = _broken_gateway(case, source)
+        if broken is not None:
+            return broken
+        gateway = case.view.gateways[_key(named[0])]
         why = why_not_attached(gateway, model.frame.workload, case.settings.mesh)
         message = f"Gateway {named[0]} is not attached to {model.frame.name}: {why}"
         refusal = Refusal(Reason.NOT_ATTACHED, message, f"Gateway {named[0]}", "spec.selector", source.key)

@@ -17,8 +17,8 @@ from canal_dns.mesh.binding import NO_GATEWAYS, Binder
 from canal_dns.mesh.diagnosis import Case, findings
 from canal_dns.mesh.hosts import MESH, meant_service, service_of
 from canal_dns.mesh.model import GatewayModel
-from canal_dns.mesh.policy import refusal_on_gateway
-from canal_dns.mesh.records import Service
+from canal_dns.mesh.policy import refusal_on_gateway, unusable
+from canal_dns.mesh.records import Service, Skip
 from canal_dns.mesh.report import unmentioned
 from canal_dns.mesh.result import Bound, Reason, Result, joined
 from canal_dns.mesh.rules import Resolved
@@ -87,7 +87,7 @@ def _full_name(name: str, view: View, domain: str) -> tuple[str, str]:
 def _not_bound(binder: Binder, full: str) -> Explanation:
     skipped = binder.skipped(full)
     service = binder.service(full)
-    steps = [_service_step(full, service)]
+    steps = [_service_step(full, service, binder.cluster.unusable(full))]
     if service is not None:
         forbidden = binder.forbidden(service)
         if forbidden is not None:
@@ -114,7 +114,7 @@ def _bound_verdict(bound: Bound) -> str:
 def _bound_steps(binder: Binder, bound: Bound) -> Iterator[Step]:
     namespace, _, name = bound.service.partition("/")
     service = binder.view.services[namespace, name]
-    yield _service_step(bound.name, service)
+    yield _service_step(bound.name, service, None)
     for model in binder.cluster.models:
         if model.frame.name == bound.gateway:
             yield from _gateway_steps(model, binder)
@@ -126,7 +126,10 @@ def _bound_steps(binder: Binder, bound: Bound) -> Iterator[Step]:
         yield Step(f"Service {bound.service}", "", f"note: {text}", True)
 
 
-def _service_step(full: str, service: Service | None) -> Step:
+def _service_step(full: str, service: Service | None, skip: Skip | None) -> Step:
+    if skip is not None:
+        refusal = unusable(skip)
+        return Step(refusal.object, refusal.field, refusal.message, False)
     if service is None:
         return Step(f"Service {full}", "metadata.name", "there is no such Service", False)
     ports = joined(f"{port.port}/{port.protocol}" for port in service.ports)
@@ -161,7 +164,7 @@ def _source_steps(binder: Binder, case: Case, source: Resolved) -> Iterator[Step
         if any(source.key in part.routes for part in served.values())
     ]
     worst = None if served else max(found, key=lambda one: one.stage)
-    known = {f"{namespace}/{name}" for namespace, name in case.gateways}
+    known = {f"{namespace}/{name}" for namespace, name in case.view.gateways}
     named = [name for name in source.gateways if name != MESH]
     attached = [name for name in named if any(name in model.attached for model in binder.cluster.models)]
     here = attached or [name for name in named if name in known] or named

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from canal_dns.mesh.attach import Workload, attached, workload
-from canal_dns.mesh.records import Gateway, Service
+from canal_dns.mesh.records import Gateway, Service, Skip
 from canal_dns.mesh.view import View
 from canal_dns.settings import InternalGateway, MeshSettings
 
@@ -44,7 +44,7 @@ class Frame:
 def frame(gateway: InternalGateway, view: View, mesh: MeshSettings) -> Frame:
     """Read the gateway off the view."""
     service = view.services.get((gateway.namespace, gateway.name))
-    unusable = _why_unusable(str(gateway), service)
+    unusable = _why_unusable(str(gateway), service, view.skip("Service", (gateway.namespace, gateway.name)))
     stand_in = service or Service(gateway.namespace, gateway.name)
     pods = workload(gateway, stand_in, view)
     return Frame(
@@ -60,9 +60,9 @@ def frame(gateway: InternalGateway, view: View, mesh: MeshSettings) -> Frame:
     )
 
 
-def _why_unusable(name: str, service: Service | None) -> str:
+def _why_unusable(name: str, service: Service | None, skip: Skip | None) -> str:
     if service is None:
-        return f"the gateway's Service {name} does not exist"
+        return f"the gateway's {skip.text}" if skip else f"the gateway's Service {name} does not exist"
     if service.headless:
         return f"the gateway's Service {name} is headless: it has no address that could be answered"
     if service.external_name:

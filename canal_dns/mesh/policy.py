@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from canal_dns.mesh.model import GatewayModel
-from canal_dns.mesh.records import Namespace, Service, ServicePort
+from canal_dns.mesh.records import Namespace, Service, ServicePort, Skip, key_text
 from canal_dns.mesh.resources import ANNOTATION_ALLOW_FROM, ANNOTATION_BIND
 from canal_dns.mesh.result import Reason, joined
 from canal_dns.mesh.serving import Served, ways
@@ -40,6 +40,12 @@ class Refusal:
     field: str = ""
     route: str = ""
     """The VirtualService at issue, `namespace/name`, if there is one."""
+
+
+def unusable(skip: Skip, route: str = "") -> Refusal:
+    """An object that is there and cannot be used is the one at fault."""
+    thing = f"{skip.kind} {key_text(skip.namespace, skip.name)}"
+    return Refusal(Reason.INVALID, f"{thing} is there but not usable: {skip.message}", thing, skip.field, route)
 
 
 def refusal_of_name(service: Service, namespace: Namespace | None, settings: BindingSettings) -> Refusal | None:

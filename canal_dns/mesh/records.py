@@ -253,6 +253,11 @@ class Skip:
     message: str
     field: str
 
+    @property
+    def text(self) -> str:
+        """One sentence without its end: the object is there, and why that is of no use."""
+        return f"{self.kind} {key_text(self.namespace, self.name)} is there but not usable ({self.field}: {self.message})"
+
 
 Record = Service | EndpointSlice | Pod | Namespace | Gateway | VirtualService | DestinationRule
 

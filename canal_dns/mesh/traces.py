@@ -16,7 +16,7 @@ from enum import IntEnum
 from canal_dns.mesh.hosts import intersection, names_for_namespace, overlaps
 from canal_dns.mesh.intents import Intent
 from canal_dns.mesh.model import GatewayModel, RouteTable
-from canal_dns.mesh.policy import Refusal
+from canal_dns.mesh.policy import Refusal, unusable
 from canal_dns.mesh.records import L4Route
 from canal_dns.mesh.result import Reason, joined
 from canal_dns.mesh.routes import Entry, Target, l4_applies, why_not_applicable
@@ -223,6 +223,8 @@ def _targets(case: Trace, targets: Iterable[Target], field: str, owner: str) -> 
     for target in targets:
         found = case.find(target)
         if not found.exists and (target.host == case.intent.host or not named):
+            if found.skip is not None:
+                return Finding(Stage.TARGET, unusable(found.skip, case.resolved.key))
             place = f"{field}.route[{target.index}].destination.{found.field}"
             return case.no(Stage.TARGET, Reason.TARGET_NOT_FOUND, f"{found.problem}: the gateway answers 503", place, owner)
     message = "the route stands, but it brings requests for this name nowhere"

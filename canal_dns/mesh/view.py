@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One object before and after; None where it was not there or not usable."""
+    """One object before and after; None where it was not there or not usable: both, if only why it is not is another."""
 
     kind: str
     key: Key
@@ -50,25 +50,18 @@ class View:
         self._skips: dict[str, dict[Key, Skip]] = {kind: {} for kind in KINDS}
         self._slices: dict[Key, dict[str, EndpointSlice]] = {}
         self._pods: dict[str, dict[str, Pod]] = {}
-        self._before: dict[tuple[str, Key], Record | None] = {}
+        self._before: dict[tuple[str, Key], Record | Skip | None] = {}
         self._unavailable: frozenset[str] = frozenset()
         for record in records:
             self.apply(record)
 
     def apply(self, record: Record | Skip) -> bool:
         """Take an object as it is now. True if that changes anything that the rule reads."""
-        key = (record.namespace, record.name)
-        if isinstance(record, Skip):
-            known = self._skips[record.kind].get(key) == record
-            self._skips[record.kind][key] = record
-            return self._put(record.kind, key, None) or not known
-        cleared = self._skips[record.kind].pop(key, None) is not None
-        return self._put(record.kind, key, record) or cleared
+        return self._put(record.kind, (record.namespace, record.name), record)
 
     def delete(self, kind: str, namespace: str, name: str) -> bool:
         """Forget an object. True if it was known."""
-        cleared = self._skips[kind].pop((namespace, name), None) is not None
-        return self._put(kind, (namespace, name), None) or cleared
+        return self._put(kind, (namespace, name), None)
 
     def reset(self, kind: str, records: Iterable[Record | Skip]) -> bool:
         """Replace all objects of a kind by these (a relist). True if anything changed."""
@@ -96,9 +89,9 @@ class View:
         before, self._before = self._before, {}
         changes = []
         for (kind, key), old in before.items():
-            new = self._records[kind].get(key)
+            new = self._state(kind, key)
             if new != old:
-                changes.append(Change(kind, key, old, new))
+                changes.append(Change(kind, key, _usable(old), _usable(new)))
         return changes
 
     @property
@@ -134,24 +127,32 @@ class View:
         """Objects that cannot be used, by kind, namespace and name."""
         return [self._skips[kind][key] for kind in KINDS for key in sorted(self._skips[kind])]
 
+    def skip(self, kind: str, key: Key) -> Skip | None:
+        """Why an object that is there cannot be used."""
+        return self._skips[kind].get(key)
+
     def count(self, kind: str) -> int:
         """Usable objects of a kind."""
         return len(self._records[kind])
 
-    def _put(self, kind: str, key: Key, record: Record | None) -> bool:
-        records = self._records[kind]
-        old = records.get(key)
-        if old == record:
+    def _state(self, kind: str, key: Key) -> Record | Skip | None:
+        return self._records[kind].get(key) or self._skips[kind].get(key)
+
+    def _put(self, kind: str, key: Key, new: Record | Skip | None) -> bool:
+        old = self._state(kind, key)
+        if old == new:
             return False
         self._before.setdefault((kind, key), old)
-        if record is None:
-            del records[key]
-        else:
-            records[key] = record
-        self._index(old, record)
+        self._records[kind].pop(key, None)
+        self._skips[kind].pop(key, None)
+        if isinstance(new, Skip):
+            self._skips[kind][key] = new
+        elif new is not None:
+            self._records[kind][key] = new
+        self._index(old, new)
         return True
 
-    def _index(self, old: Record | None, new: Record | None) -> None:
+    def _index(self, old: Record | Skip | None, new: Record | Skip | None) -> None:
         if isinstance(old, EndpointSlice):
             _drop(self._slices, (old.namespace, old.service), old.name)
         elif isinstance(old, Pod):
@@ -160,6 +161,10 @@ class View:
             self._slices.setdefault((new.namespace, new.service), {})[new.name] = new
         elif isinstance(new, Pod):
             self._pods.setdefault(new.namespace, {})[new.name] = new
+
+
+def _usable(state: Record | Skip | None) -> Record | None:
+    return None if isinstance(state, Skip) else state
 
 
 I = TypeVar("I")  # noqa: E741

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from canal_dns.mesh.binding import Binder, bind
+from canal_dns.mesh.resources import parse
 from canal_dns.mesh.result import Reason, Skipped
 from canal_dns.settings import BindingSettings, InternalGateway, MeshSettings, PortGuard
 from tests.mesh.builders import (
@@ -28,6 +30,7 @@ from tests.mesh.builders import (
     tls_server,
     to,
     virtual_service,
+    world,
 )
 
 PLAIN = full("plain.default")
@@ -203,3 +206,66 @@ def test_problems_of_refused_chains_and_dropped_servers() -> None:
         ("spec.servers[1]", Reason.INVALID),
         ("spec.servers[2]", Reason.GATEWAY_NOT_PROGRAMMED),
     }
+
+
+BROKEN = service(clusterIP=None, clusterIPs=[""])
+UNUSABLE = "Service default/helloworld is there but not usable: "
+
+
+def without_servers(name: str = "internalgateway") -> Any:
+    found = gateway(name=name)
+    found["spec"]["servers"] = []
+    return found
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        (without_servers(), virtual_service()),
+        (gateway(name="other", selector={"istio": "x"}), without_servers(), virtual_service(gateways=["other", "internalgateway"])),
+    ],
+)  # fmt: skip
+def test_a_gateway_that_is_there_but_not_usable(objects: tuple[Any, ...]) -> None:
+    found = skipped(*objects)
+    assert (found.reason, found.object, found.field) == (
+        Reason.INVALID,
+        "Gateway istio-system/internalgateway",
+        "spec.servers",
+    )
+    assert found.message == f"{found.object} is there but not usable: a Gateway without servers serves nothing"
+    assert found.route == "istio-system/helloworld"
+
+
+@pytest.mark.parametrize("host", [HELLO, "helloworld.default"])
+def test_a_service_that_is_there_but_not_usable(host: str) -> None:
+    found = skipped(virtual_service(http(host)), BROKEN)
+    assert (found.reason, found.object, found.field) == (Reason.INVALID, "Service default/helloworld", "spec.clusterIPs[0]")
+    assert found.message.startswith(UNUSABLE)
+
+
+@pytest.mark.parametrize("host", [HELLO, full("alias.default")])
+def test_a_destination_that_is_there_but_not_usable(host: str) -> None:
+    """A domain leads to the Service, by itself or by an ExternalName."""
+    alias = service("alias", type="ExternalName", externalName=HELLO)
+    found = skipped(virtual_service(http(host), hosts=[PLAIN]), alias, BROKEN, name=PLAIN)
+    assert (found.reason, found.object, found.field) == (Reason.INVALID, "Service default/helloworld", "spec.clusterIPs[0]")
+    assert found.message.startswith(UNUSABLE)
+    assert found.service == "default/plain"
+
+
+def test_the_gateways_service_is_there_but_not_usable() -> None:
+    """It is told as soon as it is so, also by a Binder that saw it missing."""
+    view = world(gateway(), virtual_service(), base=())
+    binder = Binder(view, LOOSE)
+    binder.refresh()
+    assert binder.skipped(HELLO).message == "the gateway's Service istio-system/internalgateway does not exist"
+    record = parse(gateway_service(clusterIP=None, clusterIPs=[""]))
+    assert record is not None
+    view.apply(record)
+    binder.refresh()
+    found = binder.skipped(HELLO)
+    assert found == bind(view, LOOSE).skipped[HELLO]
+    assert found.reason is Reason.GATEWAY_NOT_USABLE
+    assert found.message.startswith(
+        "the gateway's Service istio-system/internalgateway is there but not usable (spec.clusterIPs[0]: "
+    )

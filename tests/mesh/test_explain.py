@@ -160,6 +160,13 @@ def test_a_service_that_does_not_exist() -> None:
     assert "VirtualService istio-system/helloworld" in named.verdict
 
 
+def test_a_service_that_is_not_usable() -> None:
+    found = ask(gateway(), virtual_service(), service(clusterIP=None, clusterIPs=[""]), name="helloworld.default")
+    assert broken(found)[:2] == ("Service default/helloworld", "spec.clusterIPs[0]")
+    assert broken(found)[2].startswith("Service default/helloworld is there but not usable: ")
+    assert "not bound: Invalid: " in found.verdict
+
+
 def test_every_skipped_name_is_explained() -> None:
     result = outcome(gateway(), virtual_service(http(to(weight=0), to(full("x.y"), weight=1))))
     assert set(result.skipped) == {HELLO, full("x.y")}

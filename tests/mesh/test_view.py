@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,21 @@ def test_drain_tells_each_object_once_and_nothing_that_is_as_before() -> None:
     view.delete("Service", "default", "helloworld")
     view.apply(newer)
     assert view.drain() == []
+
+
+def test_drain_tells_that_something_is_unusable_for_another_reason() -> None:
+    view = View([BROKEN])
+    nothing = Change("Service", ("default", "helloworld"), None, None)
+    assert view.drain() == [nothing]
+    view.apply(replace(BROKEN, message="never"))
+    assert view.drain() == [nothing]
+    assert view.skip("Service", ("default", "helloworld")) == replace(BROKEN, message="never")
+    view.apply(HELLO)
+    view.apply(replace(BROKEN, message="never"))
+    assert view.drain() == []
+    view.apply(HELLO)
+    assert view.drain() == [Change("Service", ("default", "helloworld"), None, HELLO)]
+    assert view.skip("Service", ("default", "helloworld")) is None
 
 
 def test_slices_and_pods_are_found_by_what_they_belong_to() -> None:
