@@ -67,12 +67,14 @@ class Ignored(Enum):
 class Channel:
     """One upstream socket, as the book-keeping sees it. The shell adds the socket."""
 
-    __slots__ = ("expires", "flights", "mismatches", "retired", "stream", "upstream", "waiting")
+    __slots__ = ("connected", "expires", "flights", "mismatches", "retired", "stream", "upstream", "waiting")
 
     def __init__(self, upstream: Upstream, now: float, *, stream: bool) -> None:
         self.upstream = upstream
         self.stream = stream
         """A TCP connection; else a UDP socket."""
+        self.connected = not stream
+        """A stream: it was, at some time, and with a server that speaks DNS."""
         self.expires = inf if stream else now + CHANNEL_LIFE
         self.flights: dict[int, Flight | None] = {}
         """By ID; None: answered or given up, kept so that the ID is not used again here."""
@@ -96,7 +98,7 @@ class Flight:
 
     __slots__ = (
         "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent", "slots",
-        "started", "streaming", "truncated", "upstream", "waiters",
+        "started", "streamed", "streaming", "truncated", "upstream", "waiters",
     )  # fmt: skip
 
     def __init__(self, key: Key, query: Query, do: bool, upstream: Upstream, now: float) -> None:
@@ -116,8 +118,12 @@ class Flight:
         """The reply; before `done` the failure that is passed on if nobody knows better."""
         self.truncated: bytes | None = None
         """A reply with TC=1, for the case that TCP is impossible."""
+        self.streamed: tuple[Upstream, ...] = ()
+        """Asked over TCP: each once, but for one connection that broke."""
+        self.streaming = 0
+        """Streams that are ordered or waited on."""
         self.mismatches = 0
-        self.extra = self.streaming = self.redialled = self.refused = self.done = self.probe = False
+        self.extra = self.redialled = self.refused = self.done = self.probe = False
 
     @property
     def ede(self) -> Ede:
@@ -265,7 +271,7 @@ class Inflight:
             return mismatch
         if channel.upstream.failing:
             self._upstreams.answered(channel.upstream)
-        if (packet[2] & _TC or packet[3] & 15 in _FAILURES) and self._improvable(flight, channel, ident, packet):
+        if (packet[2] & _TC or packet[3] & 15 in _FAILURES) and self._improvable(flight, channel, packet):
             return flight
         flight.reply = packet
         self._finish(flight)
@@ -282,16 +288,21 @@ class Inflight:
         self._upstreams.hinted(upstream, now)
         self._ask_another(flight)
 
-    def lost(self, channel: Channel, *, connected: bool) -> None:
-        """A stream broke; `connected`: it had been one, so that it may only have been idle for too long: try a new one once."""
+    def lost(self, channel: Channel, now: float) -> None:
+        """A stream broke. If it had been connected it may only have been idle for too long: try a new one once.
+
+        If not, that is a hint that nobody listens; a reply that is truncated already is asked for elsewhere, over TCP.
+        """
         channel.retired = True
+        if not channel.connected:
+            self._upstreams.hinted(channel.upstream, now)
         for flight in channel.waiters():
             self._leave(flight, channel)
             flight.refused = True
-            if connected and not flight.redialled:
+            if channel.connected and not flight.redialled:
                 flight.redialled = True
-                self.orders.append(Send(flight, channel.upstream, stream=True))
-            elif flight.truncated is not None:
+                self._stream(flight, channel.upstream)
+            elif flight.truncated is not None and not self._completable(flight):
                 self._give_up(flight)
 
     def step(self, now: float) -> None:
@@ -300,7 +311,8 @@ class Inflight:
             self._finish(flight)
         for upstream in self._upstreams.due(now):
             self._probes[upstream] = probe = Flight(_PROBE_KEY, PROBE, True, upstream, now)
-            probe.probe = probe.extra = probe.streaming = True
+            probe.probe = probe.extra = True
+            probe.streamed = (upstream,)
             self.orders.append(Send(probe, upstream, stream=False))
         for flight in _started_before(self._fresh, now, self.first_try):
             self._late[flight.key] = self._fresh.pop(flight.key)
@@ -320,22 +332,22 @@ class Inflight:
             break
         return deadline
 
-    def _improvable(self, flight: Flight, channel: Channel, ident: int, packet: bytes) -> bool:
+    def _improvable(self, flight: Flight, channel: Channel, packet: bytes) -> bool:
         """True if this reply is put aside: the other upstream may know better, or TCP may carry the whole."""
-        if packet[3] & 15 in _FAILURES:
-            if not self._ask_another(flight):
-                return False
-            flight.reply = packet
-        elif channel.stream or flight.probe:
+        failure = packet[3] & 15 in _FAILURES
+        if not failure and (channel.stream or flight.probe):
             return False
+        self._leave(flight, channel)
+        if failure and flight.truncated is None:
+            improvable = self._ask_another(flight)
+        elif failure:
+            improvable = self._completable(flight)
         else:
             flight.truncated = packet
-            if not flight.streaming:
-                self._stream(flight, channel.upstream)
-            elif not any(slot.stream for slot, _ in flight.slots):
-                return False
-        self._leave(flight, channel)
-        return True
+            improvable = self._completable(flight, channel.upstream)
+        if improvable and failure:
+            flight.reply = packet
+        return improvable
 
     def _mismatched(self, channel: Channel) -> None:
         """A packet that nobody waits for on this channel: it may have been meant to hit any of those who wait."""
@@ -347,16 +359,20 @@ class Inflight:
 
     def _suspect(self, flight: Flight, upstream: Upstream) -> None:
         flight.mismatches += 1
-        if flight.mismatches >= MISMATCHES and not flight.streaming:
+        if flight.mismatches >= MISMATCHES and not flight.streamed:
             self._stream(flight, upstream)
 
     def _second_try(self, flight: Flight, now: float) -> None:
         if flight.truncated is not None:
+            # Whoever truncated it is alive: only if somebody else can be asked TCP has taken too long already.
+            if self._upstreams.alternative(flight.streamed) is not None:
+                self._overdue(flight, now)
+                self._stream_another(flight)
             return
         self._overdue(flight, now)
         if flight.reply is not None:
             self._give_up(flight)
-        elif flight.mismatches and not flight.streaming:
+        elif flight.mismatches and not flight.streamed:
             self._stream(flight, flight.upstream)
             self._ask_another(flight)
         else:
@@ -365,7 +381,10 @@ class Inflight:
     def _overdue(self, flight: Flight, now: float) -> None:
         for channel, _ in flight.slots:
             channel.retired = True
-        self._upstreams.failed(flight.upstream, now)
+        if any(channel.upstream is flight.upstream and not channel.connected for channel, _ in flight.slots):
+            self._upstreams.hinted(flight.upstream, now)
+        else:
+            self._upstreams.failed(flight.upstream, now)
         self.orders.append(Overdue(flight.upstream))
 
     def _ask(self, flight: Flight, upstream: Upstream) -> None:
@@ -385,8 +404,29 @@ class Inflight:
         return True
 
     def _stream(self, flight: Flight, upstream: Upstream) -> None:
-        flight.streaming = True
+        flight.streaming += 1
+        if upstream not in flight.streamed:
+            flight.streamed += (upstream,)
         self.orders.append(Send(flight, upstream, stream=True))
+
+    def _stream_another(self, flight: Flight) -> bool:
+        """The extra query of a flight whose reply is too big for UDP: over TCP, to an upstream not asked that way before."""
+        upstream = self._upstreams.alternative(flight.streamed)
+        if upstream is None:
+            return False
+        flight.extra = True
+        flight.upstream = upstream
+        self._stream(flight, upstream)
+        return True
+
+    def _completable(self, flight: Flight, first: Upstream | None = None) -> bool:
+        """True if TCP may yet carry the whole of a truncated reply: it is waited for or asked for, of `first` before others."""
+        if flight.streaming:
+            return True
+        if first is None or first in flight.streamed:
+            return self._stream_another(flight)
+        self._stream(flight, first)
+        return True
 
     def _leave(self, flight: Flight, channel: Channel) -> None:
         """Wait no longer on this channel."""
@@ -394,6 +434,7 @@ class Inflight:
         flight.slots.remove(slot)
         channel.flights[slot[1]] = None
         channel.waiting -= 1
+        flight.streaming -= channel.stream
 
     def _give_up(self, flight: Flight) -> None:
         """End with the best there is: a reply that TCP could not complete, a failure, or nothing."""

@@ -222,8 +222,9 @@ class Forwarder:
     def _on_lost(self, channel: TcpChannel) -> None:
         if channel.waiting:
             self._failures[(channel.upstream.text, "tcp")] += 1
-        self._inflight.lost(channel, connected=channel.connected)
-        self._obey(_clock())
+        now = _clock()
+        self._inflight.lost(channel, now)
+        self._obey(now)
 
     def _receive(self, channel: UdpChannel | TcpChannel, packet: bytes, now: float) -> None:
         flight = self._inflight.received(channel, packet)

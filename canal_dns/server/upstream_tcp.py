@@ -24,7 +24,7 @@ IDLE = 10.0
 class TcpChannel(Channel, asyncio.Protocol):
     """One connection, from the first intention to connect on."""
 
-    __slots__ = ("_framer", "_home", "_transport", "_unsent", "connected", "dialling", "series", "used")
+    __slots__ = ("_framer", "_home", "_transport", "_unsent", "dialling", "series", "used")
 
     def __init__(self, home: TcpChannels, upstream: Upstream, series: Series, now: float) -> None:
         super().__init__(upstream, now, stream=True)
@@ -33,8 +33,6 @@ class TcpChannel(Channel, asyncio.Protocol):
         self._framer = Framer()
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
-        self.connected = False
-        """It was, at some time, and with a server that speaks DNS."""
         self.dialling: asyncio.Task[None] | None = None
         self.used = now
 

@@ -107,6 +107,12 @@ class World:
         self.obey()
         return result
 
+    def lose(self, at: int = -1, *, connected: bool = False) -> None:
+        channel = self.sent[at][1]
+        channel.connected = connected
+        self.inflight.lost(channel, self.now)
+        self.obey()
+
     def wait(self, seconds: float) -> None:
         """Let time pass, waking up as often as the timer says."""
         end = self.now + seconds
@@ -255,8 +261,7 @@ class TestMismatches:
         flight = world.flight()
         for _ in range(3):
             world.packet(world.sent[0][1], b"")
-        world.inflight.lost(world.sent[1][1], connected=False)
-        world.obey()
+        world.lose(1, connected=False)
         assert not flight.done
         world.wait(SECOND)
         assert world.to() == ["0", "0t", "0"]
@@ -281,8 +286,8 @@ class TestTruncated:
         world.reply(tc=True)
         assert flight.done
 
-    def test_nobody_else_is_asked_while_tcp_takes_its_time(self) -> None:
-        world = World(2)
+    def test_without_anybody_else_tcp_may_take_its_time(self) -> None:
+        world = World()
         flight = world.flight()
         world.reply(tc=True)
         world.wait(END - 0.01)
@@ -298,8 +303,7 @@ class TestTruncated:
         world = World()
         flight = world.flight()
         world.reply(tc=True)
-        world.inflight.lost(world.sent[1][1], connected=False)
-        world.obey()
+        world.lose(1, connected=False)
         assert world.done == [flight]
         assert flight.reply == flight.truncated
 
@@ -307,14 +311,85 @@ class TestTruncated:
         world = World()
         flight = world.flight()
         world.reply(tc=True)
-        world.inflight.lost(world.sent[1][1], connected=True)
-        world.obey()
+        world.lose(1, connected=True)
         assert world.to() == ["0", "0t", "0t"]
         assert not flight.done
-        world.inflight.lost(world.sent[2][1], connected=True)
-        world.obey()
+        world.lose(2, connected=True)
         assert world.to() == ["0", "0t", "0t"]
         assert world.done == [flight]
+
+    @pytest.mark.parametrize("connected", [False, True])
+    def test_the_other_upstream_is_asked_over_tcp_where_the_first_ones_is_impossible(self, connected: bool) -> None:
+        world = World(2)
+        flight = world.flight()
+        world.reply(tc=True)
+        world.lose(connected=connected)
+        if connected:
+            world.lose(connected=connected)
+        assert world.to() == (["0", "0t", "0t", "1t"] if connected else ["0", "0t", "1t"])
+        assert world.done == []
+        assert world.reply() is flight
+        assert flight.done
+        assert flight.reply == reply(flight.query, world.sent[-1][2])
+
+    def test_the_other_upstream_is_asked_over_tcp_after_silence_and_the_first_may_still_answer(self) -> None:
+        for answered in (1, 2):
+            world = World(2)
+            flight = world.flight()
+            world.reply(tc=True)
+            world.wait(SECOND)
+            assert world.to() == ["0", "0t", "1t"]
+            assert world.overdue == [next(iter(world.upstreams))]
+            assert world.reply(answered) is flight
+            assert flight.done
+            assert flight.reply == reply(flight.query, world.sent[answered][2])
+
+    def test_a_failure_of_the_other_one_does_not_end_the_wait_for_the_first(self) -> None:
+        world = World(2)
+        flight = world.flight()
+        world.reply(tc=True)
+        world.wait(SECOND)
+        world.reply(2, Rcode.SERVFAIL)
+        assert not flight.done
+        world.reply(1)
+        assert flight.reply == reply(flight.query, world.sent[1][2])
+
+    def test_a_failure_over_tcp_is_bettered_over_tcp(self) -> None:
+        world = World(2)
+        flight = world.flight()
+        world.reply(tc=True)
+        world.reply(rcode=Rcode.SERVFAIL)
+        assert world.to() == ["0", "0t", "1t"]
+        world.reply()
+        assert flight.reply == reply(flight.query, world.sent[2][2])
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_each_upstream_is_asked_over_tcp_once(self, count: int) -> None:
+        world = World(count)
+        flight = world.flight()
+        world.reply(tc=True)
+        for at in range(1, count + 1):
+            world.lose(at)
+        assert world.to() == ["0", *(f"{n}t" for n in range(count))]
+        assert world.done == [flight]
+        assert flight.reply == flight.truncated
+
+    @pytest.mark.parametrize(("connected", "fails"), [(False, 0), (True, 1)])
+    def test_a_stream_that_never_stood_is_only_a_hint(self, connected: bool, fails: int) -> None:
+        world = World()
+        flight = world.flight()
+        world.reply(tc=True)
+        world.sent[1][1].connected = connected
+        world.now += END
+        world.inflight.step(world.now)
+        assert (flight.upstream.failing, flight.upstream.fails) == (True, fails)
+
+    def test_a_refused_connection_is_only_a_hint(self) -> None:
+        world = World()
+        flight = world.flight()
+        world.reply(tc=True)
+        world.lose()
+        assert (flight.upstream.failing, flight.upstream.fails) == (True, 0)
 
     def test_while_tcp_is_tried_already_it_is_not_tried_twice(self) -> None:
         world = World()
@@ -330,7 +405,7 @@ class TestTruncated:
         flight = world.flight()
         for _ in range(3):
             world.packet(world.sent[0][1], b"")
-        world.inflight.lost(world.sent[1][1], connected=False)
+        world.lose(1, connected=False)
         world.reply(0, tc=True)
         assert flight.done
         assert flight.reply == flight.truncated
@@ -720,7 +795,8 @@ class Traffic(RuleBasedStateMachine):
     def break_off(self, data: st.DataObject, connected: bool) -> None:
         channel = data.draw(st.sampled_from(self.world.sent))[1]
         if channel.stream:
-            self.world.inflight.lost(channel, connected=connected)
+            channel.connected = connected
+            self.world.inflight.lost(channel, self.world.now)
         else:
             self.world.inflight.refused(channel, self.world.now)
         self.world.obey()

@@ -341,6 +341,16 @@ class TestU14UpstreamTcp:
             assert not (await client.answer(query("next.up.test"))).flags & dns.flags.TC
             assert upstream.connections == 2
 
+    @pytest.mark.parametrize("tcp", [False, True], ids=["refused", "silent"])
+    async def test_the_other_upstream_is_asked_instead(self, tcp: bool) -> None:
+        async with (
+            Scripted(tc_then(lambda ask: None), tcp=tcp) as first,
+            Scripted(tc_then(lambda ask: ask.reply())) as second,
+            forwarding(first, second, budget=1.0) as client,
+        ):
+            assert addresses(await client.answer(query(stream=True))) == [TRUE]
+            assert (len(first.udp), len(second.udp), len(second.tcp)) == (1, 0, 1)
+
     async def test_a_peer_that_does_not_speak_dns_is_left(self) -> None:
         async with Scripted(tc_then(lambda ask: ask.write(b""))) as upstream, forwarding(upstream) as client:
             assert (await client.answer()).flags & dns.flags.TC
