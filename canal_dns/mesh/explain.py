@@ -59,7 +59,7 @@ def explain(
     else:
         binder = Binder(view, settings)
         binder.start(unready)
-    full, hint = _full_name(name, view, settings.cluster_domain)
+    full, hint = _full_name(name, binder)
     if not full:
         return Explanation(name, False, (), hint)
     bound = binder.result.bound.get(full)
@@ -68,20 +68,29 @@ def explain(
     return _not_bound(binder, full)
 
 
-def _full_name(name: str, view: View, domain: str) -> tuple[str, str]:
+def _full_name(name: str, binder: Binder) -> tuple[str, str]:
     """The full name that is meant, or "" and why it is none."""
+    domain = binder.settings.cluster_domain
     text = name.strip().lower().removesuffix(".")
     if "." in text:
         key = service_of(text, domain) or meant_service(text, domain)
         if key is None:
             return "", f"{name!r} is not the name of a Service of {domain}: its queries are forwarded"
         return service_name(key[1], key[0], domain), ""
-    places = sorted(namespace for namespace, bare in view.services if bare == text)
+    places = sorted(namespace for namespace, bare in binder.view.services if bare == text) or _said(text, binder)
     if len(places) == 1:
         return service_name(text, places[0], domain), ""
     if not places:
         return "", f"there is no Service called {text!r} in any namespace"
     return "", f"Service {text!r} is in the namespaces {joined(places)}: say which, e.g. {text}.{places[0]}"
+
+
+def _said(bare: str, binder: Binder) -> list[str]:
+    """The namespaces in which there is no such Service that could be used, but something means one or is one."""
+    domain = binder.settings.cluster_domain
+    keys = {service_of(one, domain) for one in binder.skipped_names() if one.startswith(f"{bare}.")}
+    keys.update((skip.namespace, skip.name) for skip in binder.view.skips() if skip.kind == "Service" and skip.name == bare)
+    return sorted(key[0] for key in keys if key is not None)
 
 
 def _not_bound(binder: Binder, full: str) -> Explanation:

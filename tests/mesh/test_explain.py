@@ -160,6 +160,16 @@ def test_a_service_that_does_not_exist() -> None:
     assert "VirtualService istio-system/helloworld" in named.verdict
 
 
+def test_a_bare_name_that_only_virtual_services_know() -> None:
+    objects = (gateway(), virtual_service(http(full("gone.default")), hosts=[full("gone.default"), "gone.example.com"]))
+    assert ask(*objects, name="gone") == ask(*objects, name="gone.default")
+    assert "TargetNotFound" in ask(*objects, name="gone").verdict
+    other = virtual_service(http(full("gone.shop")), name="other")
+    assert "is in the namespaces default, shop: say which, e.g. gone.default" in ask(*objects, other, name="gone").verdict
+    unusable = service("gone", "default", clusterIP=None, clusterIPs=[""])
+    assert ask(gateway(), unusable, name="gone") == ask(gateway(), unusable, name="gone.default")
+
+
 def test_a_service_that_is_not_usable() -> None:
     found = ask(gateway(), virtual_service(), service(clusterIP=None, clusterIPs=[""]), name="helloworld.default")
     assert broken(found)[:2] == ("Service default/helloworld", "spec.clusterIPs[0]")
