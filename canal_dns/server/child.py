@@ -21,8 +21,6 @@ from canal_dns.errors import ListenError, TableError
 from canal_dns.server.link import (
     Ask,
     Configure,
-    Drain,
-    Drained,
     Link,
     Listening,
     Message,
@@ -92,9 +90,6 @@ class _Worker:
             await self._configure(message)
         elif isinstance(message, Publish):
             await self._publish(message)
-        elif isinstance(message, Drain) and self._service is not None:
-            await self._service.drain()
-            self._link.send(Drained())
 
     async def _configure(self, message: Configure) -> None:
         settings = message.settings.settings()

@@ -143,7 +143,6 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(self, since: float, wire: bytes | None) -> None:
         """The forwarder's reply; None: there is none, it would come too late."""
         self._in_flight -= 1
-        self._home.intake.returned()
         if self._transport is None:
             return
         now = self._active = _clock()

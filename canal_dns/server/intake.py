@@ -7,7 +7,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -42,7 +41,7 @@ class Intake:
 
     __slots__ = (
         "_answers", "_dropped", "_durations", "_forwarder", "_requests", "_responses", "_told", "cell", "counters", "gate",
-        "idle", "query_log", "waiting",
+        "query_log",
     )  # fmt: skip
 
     def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters) -> None:
@@ -50,10 +49,6 @@ class Intake:
         self.gate = gate
         self.counters = counters
         self.query_log: QueryLog | None = None
-        self.waiting = 0
-        """Queries that the forwarder has not given back yet."""
-        self.idle = asyncio.Event()
-        """Set whenever something that waited is done: for the one who wants to know when all is."""
         self._forwarder = forwarder
         self._told = -math.inf
         self._requests = counters["canal_dns_requests_total"]
@@ -97,21 +92,15 @@ class Intake:
     def forward(
         self, query: Query, host: str, reply_to: Callable[[bytes | None], None], *, udp_port: int | None = None
     ) -> None:
-        """Hand a query to the forwarder. Whoever is called back says `returned` first.
+        """Hand a query to the forwarder.
 
         `udp_port`: the client's, over UDP. A query of our own that went round in a circle comes back that way first, and here
         is where it ends (AMP-06); the port of a TCP client says nothing, since both transports have the same numbers.
         """
-        self.waiting += 1
         if udp_port is not None and self._forwarder.is_own(host, udp_port):
             reply_to(servfail(query, Ede.OTHER))
         else:
             self._forwarder.submit(query, host, reply_to)
-
-    def returned(self) -> None:
-        """A query that was forwarded came back, with a reply or without."""
-        self.waiting -= 1
-        self.idle.set()
 
     def relayed(self, wire: bytes, since: float) -> None:
         """Count a reply that the forwarder gave."""

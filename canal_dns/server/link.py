@@ -109,12 +109,8 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     token: int
 
 
-class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Control to worker: take no new work, finish what waits; answered by Drained."""
-
-
 class Stop(msgspec.Struct, frozen=True, tag=True):
-    """Control to worker: close everything and exit 0."""
+    """Control to worker: answer what was accepted, close everything and exit 0."""
 
 
 class Listening(msgspec.Struct, frozen=True, tag=True):
@@ -140,11 +136,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     rows: list[list[Any]]
 
 
-class Drained(msgspec.Struct, frozen=True, tag=True):
-    """Worker to control: nothing waits any more."""
-
-
-Message = Configure | Publish | Ask | Drain | Stop | Listening | Refused | Report | Drained
+Message = Configure | Publish | Ask | Stop | Listening | Refused | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

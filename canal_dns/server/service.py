@@ -30,6 +30,8 @@ log = logging.getLogger("canal_dns.server")
 
 GRACE = 0.5
 """Seconds beyond the forward budget after which nobody waits for what is in flight any more."""
+LINGER = 1.0
+"""Seconds that clients have at the end to take the last replies from their connections."""
 _PIECE = 200
 
 
@@ -58,11 +60,13 @@ class DataPlane(Protocol):
     def healthy(self) -> bool:
         """True while every listener answers."""
 
-    async def drain(self) -> None:
-        """Take no new work and finish what waits."""
-
     async def stop(self) -> None:
-        """Drain and close everything."""
+        """Answer what was accepted, then close everything."""
+
+
+def stop_time(settings: Settings) -> float:
+    """Seconds that `PacketService.stop` takes at most: forwarded queries end, then connections do."""
+    return settings.forward.budget + GRACE + LINGER
 
 
 class _Pair:
@@ -80,11 +84,6 @@ class _Pair:
     def start(self) -> None:
         self.udp.start()
         self.tcp.start()
-
-    def retire(self) -> None:
-        """Answer what the kernel has for us and take no more; replies can still be sent until `close`."""
-        self.tcp.close()
-        self.udp.pause()
 
     def close(self) -> None:
         self.tcp.close()
@@ -179,44 +178,32 @@ class PacketService:
     def healthy(self) -> bool:
         return bool(self._pairs)
 
-    async def drain(self) -> None:
-        # Datagrams are read to the end: a bound socket that nobody reads would swallow its share of them.
-        for pair in self._pairs.values():
+    async def stop(self) -> None:
+        pairs = (*self._pairs.values(), *self._retired.values())
+        for pair in pairs:
             pair.tcp.close()
         self._connections.finish()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle(), self._linger())
-
-    async def stop(self) -> None:
-        await self.drain()
-        for pair in self._pairs.values():
-            pair.retire()
-        # What still waits gets its SERVFAIL, through sockets that are still open.
+        # Datagrams are read all the while: a bound socket that nobody reads would swallow its share of them. Hits are answered
+        # as ever, what would have to be forwarded gets its SERVFAIL at once, and so this ends, however many go on asking.
         await self._forwarder.close()
-        for pair in (*self._pairs.values(), *self._retired.values()):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._connections.wait_closed(), LINGER)
+        for pair in pairs:
             pair.close()
         self._pairs, self._retired = {}, {}
         self._connections.abort()
         # Transports tell their connections of the end in the next turn of the loop.
         await asyncio.sleep(0)
 
-    async def _idle(self) -> None:
-        while self._intake.waiting or len(self._connections):
-            self._intake.idle.clear()
-            await self._intake.idle.wait()
-
     def _is_peer(self, client: str) -> bool:
         return self._intake.gate.is_peer(client)
 
-    def _linger(self) -> float:
-        return self._settings.forward.budget + GRACE
-
     def _retire(self, address: Endpoint) -> None:
-        """Stop listening there, but keep the socket until the forwarded queries that came in by it are answered."""
+        """Take no new connections there; datagrams are answered until what came in by this socket has had its time."""
         pair = self._pairs.pop(address)
-        pair.retire()
+        pair.tcp.close()
         self._retired[pair.endpoint] = pair
-        asyncio.get_running_loop().call_later(self._linger(), self._close_retired, pair)
+        asyncio.get_running_loop().call_later(self._settings.forward.budget + GRACE, self._close_retired, pair)
 
     def _close_retired(self, pair: _Pair) -> None:
         pair.close()

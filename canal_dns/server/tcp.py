@@ -40,6 +40,7 @@ class Connections:
         self.buffer = memoryview(bytearray(READ))
         self._peers = peers
         self._open: set[Connection] = set()
+        self._changed = asyncio.Event()
         self._per_client: Counter[str] = Counter()
         self._wheel = Wheel(_shortest(settings))
         self._closed = intake.counters["canal_dns_tcp_closed_total"]
@@ -79,7 +80,7 @@ class Connections:
             if not self._per_client[connection.host]:
                 del self._per_client[connection.host]
             self._gauge[()] = len(self._open)
-            self.intake.idle.set()
+            self._changed.set()
 
     def idle(self) -> float:
         """The idle time-out in seconds: short while there are almost too many connections."""
@@ -93,6 +94,12 @@ class Connections:
         """Let every connection answer what it has read, and close it."""
         for connection in list(self._open):
             connection.finish("shutdown")
+
+    async def wait_closed(self) -> None:
+        """Wait until there is no connection."""
+        while self._open:
+            self._changed.clear()
+            await self._changed.wait()
 
     def abort(self) -> None:
         """Close every connection at once."""

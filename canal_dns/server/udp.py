@@ -37,21 +37,18 @@ class UdpListener:
         self._reading = True
         self._loop.add_reader(self._sock.fileno(), self.on_readable)
 
-    def pause(self) -> None:
-        """Answer what the kernel has for us, then read no more. Replies that wait for an upstream can still be sent."""
+    def close(self) -> None:
+        """Answer what the kernel has for us, and close the socket; replies that come later are ignored."""
+        if self._sock.fileno() < 0:
+            return
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._sock.fileno())
             for _ in range(LAST_LOOKS):
                 if not readable(self._sock):
-                    return
+                    break
                 self.on_readable()
-
-    def close(self) -> None:
-        """Close the socket; replies that come later are ignored."""
-        if self._sock.fileno() >= 0:
-            self.pause()
-            self._sock.close()
+        self._sock.close()
 
     def on_readable(self) -> None:
         """One batch."""
@@ -80,7 +77,6 @@ class UdpListener:
             self._intake.replied(verdict, now)
 
     def _answer(self, peer: Peer, control: Control, since: float, wire: bytes | None) -> None:
-        self._intake.returned()
         if wire is not None and self._sock.fileno() >= 0 and self._send(wire, peer, control):
             self._intake.relayed(wire, since)
 

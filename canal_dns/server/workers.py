@@ -26,8 +26,6 @@ from canal_dns.server.child import HEARTBEAT, run_worker
 from canal_dns.server.link import (
     Ask,
     Configure,
-    Drain,
-    Drained,
     Link,
     Listening,
     Message,
@@ -38,7 +36,7 @@ from canal_dns.server.link import (
     WorkerSettings,
     pack,
 )
-from canal_dns.server.service import GRACE
+from canal_dns.server.service import stop_time
 from canal_dns.server.sockets import probe
 from canal_dns.settings import Endpoint, Settings
 
@@ -73,7 +71,6 @@ class _Slot:
         self.process: asyncio.subprocess.Process | None = None
         self.answers: dict[int, asyncio.Future[ListenError | None]] = {}
         self.reported: asyncio.Future[None] | None = None
-        self.drained = asyncio.Event()
         self.lost = asyncio.Event()
         self.ready = False
         self.unwanted = asyncio.Event()
@@ -175,18 +172,6 @@ class WorkerPool:
 
     def healthy(self) -> bool:
         return any(slot.ready for slot in self._slots)
-
-    async def drain(self) -> None:
-        packed = pack(Drain())
-        live = [slot for slot in self._slots if slot.ready]
-        for slot in live:
-            slot.drained.clear()
-            slot.send(packed)
-        if live:
-            waits = [asyncio.ensure_future(slot.drained.wait()) for slot in live]
-            _, late = await asyncio.wait(waits, timeout=self._linger())
-            for one in late:
-                one.cancel()
 
     async def stop(self) -> None:
         slots, self._slots = self._slots, []
@@ -322,8 +307,6 @@ class WorkerPool:
             if message.token and slot.reported is not None:
                 slot.reported.set_result(None)
                 slot.reported = None
-        elif isinstance(message, Drained):
-            slot.drained.set()
         elif isinstance(message, Listening):
             slot.ready = True
             self._answer(slot, message.token, None)
@@ -357,8 +340,8 @@ class WorkerPool:
         return self._full
 
     def _linger(self) -> float:
-        """Seconds that a worker may need to finish what waits in it."""
-        return self._settings.forward.budget + GRACE + EXIT
+        """Seconds that a worker may need to finish what waits in it and to end: more than all that it waits for itself."""
+        return stop_time(self._settings) + EXIT
 
     def _count_death(self, cause: str, now: float) -> None:
         self._own["canal_dns_worker_restarts_total"][(cause,)] += 1

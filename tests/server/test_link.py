@@ -16,8 +16,6 @@ from canal_dns.server import link as link_module
 from canal_dns.server.link import (
     Ask,
     Configure,
-    Drain,
-    Drained,
     Link,
     Listening,
     Publish,
@@ -71,12 +69,10 @@ MESSAGES = [
     Configure(1, WorkerSettings.of(SETTINGS)),
     Publish({b"\1a\0": Addresses((b"\1\2\3\4",), (bytes(16),), 5), b"\1b\0": None}, 3, 4, True),
     Ask(5),
-    Drain(),
     Stop(),
     Listening(1),
     Refused(1, "0.0.0.0:53", "TCP", "Address already in use"),
     Report(5, 3, counters().to_plain()),
-    Drained(),
 ]
 
 

@@ -165,7 +165,7 @@ async def test_tcp_13_resets_leave_nothing_behind() -> None:
                 await asyncio.sleep(0)
                 client.reset()
             await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
-        await eventually(lambda: running.service._intake.waiting == 0)
+        await eventually(lambda: len(running.service._forwarder._inflight) == 0)
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
         gc.collect()
         assert descriptors() - upstream_sockets(running) <= files

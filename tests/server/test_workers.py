@@ -23,7 +23,7 @@ from canal_dns.server import workers
 from canal_dns.server.link import Configure, Link, WorkerSettings
 from canal_dns.server.workers import WorkerPool
 from canal_dns.settings import AccessSettings, Endpoint, Settings
-from tests.server.scripted import Scripted, eventually
+from tests.server.scripted import Script, Scripted, eventually, silent, true
 from tests.server.serving import (
     BOUND,
     LOOPBACK,
@@ -55,8 +55,8 @@ def argv(fd: int) -> Sequence[str]:
 
 
 @contextlib.asynccontextmanager
-async def pool(count: int = 2, *, bound: bool = True, **different: Any) -> AsyncIterator[WorkerPool]:
-    async with Scripted() as upstream:
+async def pool(count: int = 2, *, script: Script = true, bound: bool = True, **different: Any) -> AsyncIterator[WorkerPool]:
+    async with Scripted(script) as upstream:
         running = WorkerPool(settings(upstream.endpoint, **different), count, argv)
         await running.start()
         try:
@@ -315,15 +315,21 @@ async def test_a_slow_worker_gets_one_full_table_instead_of_all_deltas() -> None
         assert is_vip(await ask(endpoint, query("s1999.shop.svc.cluster.local")))
 
 
-async def test_drained_workers_have_answered_what_came() -> None:
-    async with pool() as running:
+async def test_a_stop_is_not_prolonged_by_new_queries_and_nobody_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    async with pool(script=silent, budget=0.5) as running:
         (endpoint,) = running.listeners
+        await converged(endpoint)
         with udp_client() as sock:
-            for ident in range(20):
-                sock.sendto(query(f"n{ident}.up.test", ident=ident), (endpoint.host, endpoint.port))
-            await asyncio.sleep(0.05)
-            await running.drain()
-            assert len({sock.recv(512)[:2] for _ in range(20)}) == 20
+            stopping: asyncio.Task[None] | None = None
+            number = 0
+            while stopping is None or not stopping.done():
+                number += 1
+                sock.sendto(query(f"n{number}.up.test"), (endpoint.host, endpoint.port))
+                await asyncio.sleep(0.001)
+                if number == 50:
+                    stopping = asyncio.create_task(running.stop())
+            await stopping
+    assert not [record for record in caplog.records if "is killed" in record.getMessage()]
 
 
 async def test_signals_of_a_terminal_do_not_end_a_worker() -> None:
