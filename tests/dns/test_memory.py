@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from canal_dns.dns import memory as module
 from canal_dns.dns import names
-from canal_dns.dns.memory import Memory
+from canal_dns.dns.memory import LARGEST, Memory
 from canal_dns.dns.relay import relay
 from canal_dns.dns.table import Addresses, AnswerTable
 from canal_dns.dns.wire import Mismatch, Query, Type, match_reply, parse_query
@@ -112,19 +114,47 @@ def test_a_change_of_the_table_empties_it() -> None:
     assert memory.relay(query, rewritable, None) == (relay(query, rewritable, None).wire, False)
 
 
-def test_large_replies_are_not_kept() -> None:
+def text(query: Query, octets: int) -> bytes:
+    """A reply of so many octets, with TXT records."""
+    left = octets - len(reply(query))
+    sizes = [200] * (left // 200 - 1) + [left % 200 + 200]
+    records = [b"\xc0\x0c\0\x10\0\1\0\0\0\x1e" + (n - 12).to_bytes(2, "big") + strings(n - 12) for n in sizes]
+    return reply(query, *records)
+
+
+def strings(octets: int) -> bytes:
+    """Character strings that are so long with their lengths."""
+    return b"".join(bytes([min(200, octets - at) - 1]) + b"x" * (min(200, octets - at) - 1) for at in range(0, octets, 200))
+
+
+@pytest.mark.parametrize(("octets", "kept"), [(LARGEST, 1), (LARGEST + 1, 0), (1233, 0)])
+def test_large_replies_are_not_kept(octets: int, kept: int) -> None:
     memory = Memory()
     query = question()
-    large = reply(query, LARGE)
-    assert len(large) > 1232
-    assert memory.match(query, 7, large) is None
-    memory.relay(query, large, None)
-    assert not memory._matched.young
-    assert not memory._relayed.young
+    packet = text(query, octets)
+    assert len(packet) == octets
+    assert memory.match(query, 7, packet) is None
+    memory.relay(query, packet, None)
+    assert len(memory._matched.young) == kept
+    assert len(memory._relayed.young) == kept
+
+
+def test_it_holds_a_few_mebibytes_whatever_comes() -> None:
+    memory = Memory()
+    tracemalloc.start()
+    try:
+        for n in range(2700):
+            query = question(names.from_text(f"n{n:05}.attacker.test"))
+            packet = text(query, LARGEST)
+            assert memory.match(query, 7, packet) is None
+            memory.relay(query, packet, None)
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_it_is_bounded_and_keeps_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SIZE", 10)
+    monkeypatch.setattr(module, "ROOM", 4000)
     memory = Memory()
     hot = question()
     for n in range(200):
@@ -134,6 +164,6 @@ def test_it_is_bounded_and_keeps_what_is_asked_for(monkeypatch: pytest.MonkeyPat
         memory.relay(cold, reply(cold), None)
         memory.relay(hot, reply(hot), None)
         for generations in (memory._matched, memory._relayed):
-            assert len(generations.young) <= 10
-            assert len(generations.old) <= 10
+            assert len(generations.young) <= 4000 // module.OVERHEAD
+            assert len(generations.old) <= 4000 // module.OVERHEAD
     assert memory._matched.young.get(reply(hot)[2:]) or memory._matched.old.get(reply(hot)[2:])
