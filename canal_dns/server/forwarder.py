@@ -3,7 +3,8 @@
 Rules of this file:
 - receive, ask, send, count: what a packet means and what happens next is decided in `dns.inflight`;
 - no task and no timer per query: one timer for the oldest, which a query that is answered in time never needs;
-- `reply_to` of a query is called exactly once, whatever happens, and what one client's raises harms no other;
+- `reply_to` of a query is called exactly once, even if its reply brings out a fault of ours; what one client's raises harms
+  no other;
 - everything is bounded: waiting queries, sockets, packets per query, seconds per query.
 """
 
@@ -245,7 +246,13 @@ class Forwarder:
     def _deliver(self, flight: Flight, now: float) -> None:
         for query, _, reply_to, since in flight.waiters:
             try:
-                reply_to(self._outcome(flight, query, now - since))
+                wire = self._outcome(flight, query, now - since)
+            except Exception:
+                # A fault of ours that one reply brings out: the client is to know, and not to wait.
+                _log.exception("a reply could not be relayed")
+                wire = servfail(query, Ede.OTHER)
+            try:
+                reply_to(wire)
             except Exception:
                 _log.exception("a reply could not be handed over")
         if self._emptied is not None and not len(self._inflight) and not self._emptied.done():

@@ -340,6 +340,18 @@ class TestOneFlight:
             assert addresses(await client.answer()) == [TRUE]
             assert "gone" in caplog.text
 
+    async def test_a_reply_that_brings_out_a_fault_is_servfail(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(*arguments: object) -> None:
+            raise RuntimeError("a fault")
+
+        monkeypatch.setattr("canal_dns.dns.memory.relay", broken)
+        async with Scripted() as upstream, forwarding(upstream) as client:
+            reply = await client.answer(query(payload=1232))
+            assert (reply.rcode(), extended_error(reply)) == (dns.rcode.SERVFAIL, [0])
+            assert "a fault" in caplog.text
+
 
 class TestLimits:
     async def test_amp_08_more_than_may_wait_is_told_at_once(self) -> None:
