@@ -4,6 +4,8 @@ Rules of this file:
 - knows nothing of a message but its frame: what to do with one is asked of the intake;
 - what is not read cannot flood: reading stops while too many queries wait upstream or the client does not take its replies;
 - every state has a deadline or something else that ends it within the forward budget; the wheel asks for it;
+- it ends with FIN, and what still comes is read until the client has seen that: a close on unread octets sends RST, which
+  takes from the client the answers that it has not read yet;
 - after `connection_lost` a late answer is ignored: the forwarder keeps the only reference, and drops it.
 """
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 WRITE_HIGH = 64 << 10
 """Octets of replies that may wait for a client before its queries are no longer read: one message of the largest size."""
+LINGER = 1.0
+"""Seconds that a client has, after the last reply, to close its side."""
 _FLUSH = 64
 """Replies that are gathered before they are written: a few kilobytes, so that `pause_writing` comes in time."""
 
@@ -34,8 +38,9 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection. It is `open` from accept until the transport is gone."""
 
     __slots__ = (
-        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_looked", "_out", "_paused",
-        "_port", "_progress", "_queries", "_queue", "_started", "_taken", "_transport", "_working", "_written", "slot",
+        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_lingering", "_looked", "_out",
+        "_paused", "_port", "_progress", "_queries", "_queue", "_read_out", "_started", "_taken", "_transport", "_working",
+        "_written", "slot",
     )  # fmt: skip
 
     def __init__(self, home: Connections, host: str, port: int) -> None:
@@ -52,6 +57,8 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._blocked = False
         self._ending = False
+        self._read_out = False
+        self._lingering = False
         self._heard = False
         self._active = self._started = self._progress = self._looked = _clock()
         self._written = 0
@@ -97,8 +104,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client is done asking; what it asked is still answered (RFC 7766 section 6.2.4)."""
-        self._ending = self._paused = True
-        self._settle()
+        self._ending = self._paused = self._read_out = True
+        if self._lingering and self._transport is not None:
+            self._transport.close()
+        else:
+            self._settle()
         return True
 
     def pause_writing(self) -> None:
@@ -164,12 +174,11 @@ class Connection(asyncio.BufferedProtocol):
     def _settle(self) -> None:
         """Read on, pause, or close: whatever the present state asks for."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or self._lingering or transport.is_closing():
             return
         self._flush()
         if self._ending and not self._queue and not self._in_flight:
-            self._progress = _clock()
-            transport.close()
+            self._hang_up(transport)
         elif self._ending or self._queue or self._blocked or self._in_flight >= self._home.settings.in_flight:
             if not self._paused:
                 self._paused = True
@@ -183,12 +192,32 @@ class Connection(asyncio.BufferedProtocol):
     # -- how it ends ----------------------------------------------------------------------------------------------------
 
     def finish(self, reason: str) -> None:
-        """Read no more; close once everything that was read is answered."""
+        """Take no more; close once everything that was taken is answered."""
         if not self._ending:
             self._ending = True
             self._home.count_closed(reason)
         if not self._working:
             self._settle()
+
+    def rest(self) -> None:
+        """The server stops: `finish`. Who is in the middle of nothing has nothing on its way that a close could destroy."""
+        self._read_out = not (self._paused or self._queue or self._in_flight or self._framer.pending)
+        self.finish("shutdown")
+
+    def _hang_up(self, transport: asyncio.Transport) -> None:
+        self._progress = _clock()
+        if self._read_out:
+            transport.close()
+            return
+        self._lingering = True
+        try:
+            transport.write_eof()
+        except OSError:
+            # The client has reset it, and the loop does not know yet.
+            transport.abort()
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once, whatever waits."""
@@ -201,12 +230,18 @@ class Connection(asyncio.BufferedProtocol):
         transport, limits = self._transport, self._home.settings
         if transport is None:
             return math.inf
-        if self._blocked or transport.is_closing():
-            taken = self._written - transport.get_write_buffer_size()
+        if self._blocked or self._lingering or transport.is_closing():
+            waiting = transport.get_write_buffer_size()
+            taken = self._written - waiting
             if taken > self._taken:
                 # It took something since the last look, perhaps just after it.
                 self._taken, self._progress = taken, max(self._progress, self._looked)
             self._looked = now
+            if self._lingering and not waiting:
+                # It was counted when its end began.
+                if self._progress + LINGER <= now:
+                    transport.abort()
+                return self._progress + LINGER
             deadline, reason = self._progress + limits.write, "write"
         elif self._framer.pending and not self._paused:
             deadline, reason = self._started + limits.message, "message"

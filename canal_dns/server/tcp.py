@@ -14,7 +14,7 @@ import ipaddress
 import socket
 from collections import Counter
 
-from canal_dns.server.connection import Connection
+from canal_dns.server.connection import LINGER, Connection
 from canal_dns.server.intake import Intake
 from canal_dns.server.wheel import Wheel
 from canal_dns.settings import Network, TcpSettings
@@ -93,7 +93,7 @@ class Connections:
     def finish(self) -> None:
         """Let every connection answer what it has read, and close it."""
         for connection in list(self._open):
-            connection.finish("shutdown")
+            connection.rest()
 
     async def wait_closed(self) -> None:
         """Wait until there is no connection."""
@@ -178,4 +178,4 @@ def _client(host: str) -> str:
 
 
 def _shortest(settings: TcpSettings) -> float:
-    return min(settings.first_byte, settings.message, settings.write, settings.idle * CROWDED_IDLE)
+    return min(settings.first_byte, settings.message, settings.write, settings.idle * CROWDED_IDLE, LINGER)

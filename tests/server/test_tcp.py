@@ -220,6 +220,47 @@ async def test_queries_per_connection() -> None:
         assert running.counted("canal_dns_tcp_closed_total", "queries") == 1
 
 
+async def flood(endpoint: Endpoint, count: int, tail: bytes = b"") -> int:
+    """Whole replies that a client gets which writes all its queries, and this after them, before it reads."""
+    frames = b"".join(len(one).to_bytes(2, "big") + one for one in (query(ident=ident) for ident in range(count)))
+    async with connected(endpoint) as client:
+        client.writer.write(frames + tail)
+        await client.writer.drain()
+        received = await client.reader.read()
+        replies = 0
+        while received:
+            received = received[2 + int.from_bytes(received[:2], "big") :]
+            replies += 1
+        return replies
+
+
+@pytest.mark.parametrize("count", [128, 200, 2000, 20_000])
+async def test_queries_beyond_the_last_do_not_destroy_its_answer(count: int) -> None:
+    async with serving() as running:
+        assert await flood(running.endpoint, count) == 128
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        assert running.counted("canal_dns_tcp_closed_total", "queries") == 1
+        assert running.counted("canal_dns_tcp_closed_total", "write") == 0
+
+
+async def test_what_follows_garbage_does_not_destroy_the_answers_before_it() -> None:
+    async with serving() as running:
+        assert await flood(running.endpoint, 100, bytes(2_000_000)) == 100
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+
+
+async def test_who_does_not_close_after_the_last_answer_is_closed() -> None:
+    async with serving(tcp=limits(queries_per_connection=1)) as running, connected(running.endpoint) as client:
+        client.write(query(ident=1))
+        assert is_vip(await client.read())
+        assert await client.closed()
+        assert running.counted("canal_dns_tcp_connections") == 1
+        with contextlib.suppress(ConnectionError):
+            while running.counted("canal_dns_tcp_connections"):
+                client.write(query(ident=2))
+                await asyncio.sleep(0.005)
+
+
 async def test_the_last_query_may_be_a_forwarded_one() -> None:
     held: list[Ask] = []
     async with serving(held.append, tcp=limits(queries_per_connection=2)) as running, connected(running.endpoint) as client:
