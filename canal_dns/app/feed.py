@@ -58,7 +58,7 @@ class Feed:
 
     def to_plain(self) -> dict[str, Any]:
         """The shape of `table -o json`."""
-        return report.to_plain(self.result, self.view, self.settings.cluster_domain)
+        return report.to_plain(self.result, self.view, self.settings)
 
     def explain(self, name: str) -> Explanation:
         """Why a name is bound or not; `name` in full or as people write it."""

@@ -15,8 +15,8 @@ from canal_dns.mesh.attach import has_revision, why_not_attached
 from canal_dns.mesh.hosts import MESH
 from canal_dns.mesh.intents import Intent, intents
 from canal_dns.mesh.model import GatewayModel
-from canal_dns.mesh.policy import Refusal, unusable
-from canal_dns.mesh.records import Service, Skip
+from canal_dns.mesh.policy import Refusal, no_route, unusable
+from canal_dns.mesh.records import Service, Skip, key_text
 from canal_dns.mesh.resources import ANNOTATION_BIND
 from canal_dns.mesh.result import Reason, Skipped, joined
 from canal_dns.mesh.rules import Resolved, exported_to
@@ -50,9 +50,8 @@ class Case:
 
 def diagnose(case: Case) -> Skipped:
     """The first rule that fails."""
-    refusal = case.forbidden if case.service is not None else _no_service(case)
-    refusal = refusal or case.refused or _furthest(case)
-    service = f"{case.service.namespace}/{case.service.name}" if case.service else ""
+    refusal = _no_service(case) if case.service is None else case.forbidden or case.refused or _furthest(case, case.service)
+    service = key_text(case.service.namespace, case.service.name) if case.service else ""
     route = refusal.route or (case.sources[0].key if case.sources else "")
     return Skipped(case.name, service, route, refusal.reason, refusal.message, refusal.object, refusal.field)
 
@@ -74,13 +73,9 @@ def _of(case: Case, source: Resolved) -> Iterator[Intent]:
     yield from found or [Intent(case.name, case.name, source.key, "spec.hosts", "host")]
 
 
-def _furthest(case: Case) -> Refusal:
+def _furthest(case: Case, service: Service) -> Refusal:
     found = [finding for source in case.sources for finding in findings(case, source)]
-    if not found:
-        message = "no VirtualService names the Service, as destination or as host"
-        service = case.service
-        return Refusal(Reason.NO_ROUTE, message, f"Service {service.namespace}/{service.name}" if service else "")
-    return max(found, key=lambda one: one.stage).refusal
+    return max(found, key=lambda one: one.stage).refusal if found else no_route(service)
 
 
 def findings(case: Case, source: Resolved) -> Iterator[Finding]:

@@ -19,7 +19,6 @@ from canal_dns.mesh.hosts import MESH, meant_service, service_of
 from canal_dns.mesh.model import GatewayModel
 from canal_dns.mesh.policy import refusal_on_gateway, unusable
 from canal_dns.mesh.records import Service, Skip
-from canal_dns.mesh.report import unmentioned
 from canal_dns.mesh.result import Bound, Reason, Result, joined
 from canal_dns.mesh.rules import Resolved
 from canal_dns.mesh.traces import Finding, Stage
@@ -103,8 +102,6 @@ def _not_bound(binder: Binder, full: str) -> Explanation:
             steps.append(Step(forbidden.object, forbidden.field, forbidden.message, False))
         else:
             case = binder.cluster.case(full, service, None, None)
-            if not case.sources:
-                skipped = unmentioned(full, f"{service.namespace}/{service.name}")
             for model in binder.cluster.models:
                 steps.extend(_gateway_steps(model, binder, tells=not case.sources))
             for source in case.sources:

@@ -50,12 +50,10 @@ def unusable(skip: Skip, route: str = "") -> Refusal:
 
 def refusal_of_name(service: Service, namespace: Namespace | None, settings: BindingSettings) -> Refusal | None:
     """What forbids a Service's name whatever serves it."""
-    place = f"{service.namespace}/{service.name}"
-    this = f"Service {place}"
-    guarded = (*PROTECTED, *settings.protected, *((one.namespace, one.name) for one in settings.gateways))
-    istiod = service.namespace == settings.mesh.root_namespace and service.name.partition("-")[0] == "istiod"
-    if istiod or any(_fits(one, service) for one in guarded):
-        return Refusal(Reason.PROTECTED, f"{place} is protected: it is never bound", this, "metadata.name")
+    this = f"Service {service.namespace}/{service.name}"
+    if _is_protected(service, settings):
+        message = f"{service.namespace}/{service.name} is protected: it is never bound"
+        return Refusal(Reason.PROTECTED, message, this, "metadata.name")
     if service.bind is False:
         return Refusal(
             Reason.OPTED_OUT, f"the Service's annotation {ANNOTATION_BIND} says no", this, _annotation(ANNOTATION_BIND)
@@ -72,8 +70,19 @@ def refusal_of_name(service: Service, namespace: Namespace | None, settings: Bin
     return None
 
 
-def _fits(pattern: tuple[str, str], service: Service) -> bool:
-    return pattern[0] in ("*", service.namespace) and pattern[1] in ("*", service.name)
+def no_route(service: Service) -> Refusal:
+    """Nothing forbids the Service's name, and nothing means it."""
+    message = "no VirtualService names the Service, as destination or as host"
+    return Refusal(Reason.NO_ROUTE, message, f"Service {service.namespace}/{service.name}")
+
+
+def _is_protected(service: Service, settings: BindingSettings) -> bool:
+    if service.namespace == settings.mesh.root_namespace and service.name.partition("-")[0] == "istiod":
+        return True
+    for namespace, name in (*PROTECTED, *settings.protected):
+        if namespace in ("*", service.namespace) and name in ("*", service.name):
+            return True
+    return any(one.name == service.name and one.namespace == service.namespace for one in settings.gateways)
 
 
 def _annotation(name: str) -> str:

@@ -7,22 +7,26 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from canal_dns.dns.names import service_name
-from canal_dns.mesh.records import key_text
+from canal_dns.mesh.policy import Refusal, no_route, refusal_of_name
+from canal_dns.mesh.records import Service, key_text
 from canal_dns.mesh.result import Bound, GatewayState, Problem, Reason, Result, Skipped
 from canal_dns.mesh.view import View
+from canal_dns.settings import BindingSettings
 
 
-def to_plain(result: Result, view: View, cluster_domain: str = "cluster.local") -> dict[str, Any]:
-    """`bound`, `skipped`, `problems`, `gateways`: lists of mappings with texts, numbers and lists only."""
-    skipped = {name: _skipped(result.skipped[name]) for name in result.skipped}
-    for namespace, name in view.services:
-        full = service_name(name, namespace, cluster_domain)
-        if full not in result.bound and full not in skipped:
-            skipped[full] = _skipped(unmentioned(full, key_text(namespace, name)))
+def to_plain(result: Result, view: View, settings: BindingSettings) -> dict[str, Any]:
+    """`bound`, `skipped`, `problems`, `gateways`: lists of mappings with texts, numbers and lists only. `settings`: those by
+    which the result was made."""
+    skipped = {name: _skipped(one) for name, one in result.skipped.items()}
+    for name, service, forbidden in _unmentioned(result, view, settings):
+        no = forbidden or no_route(service)
+        place = key_text(service.namespace, service.name)
+        skipped[name] = _skipped(Skipped(name, place, "", no.reason, no.message, no.object, no.field))
     return {
         "bound": [_bound(result.bound[name]) for name in sorted(result.bound)],
         "skipped": [skipped[name] for name in sorted(skipped)],
@@ -31,10 +35,22 @@ def to_plain(result: Result, view: View, cluster_domain: str = "cluster.local") 
     }
 
 
-def unmentioned(name: str, service: str) -> Skipped:
-    """A Service that no VirtualService names."""
-    message = "no VirtualService names the Service, as destination or as host"
-    return Skipped(name, service, "", Reason.NO_ROUTE, message, f"Service {service}", "")
+def reasons(result: Result, view: View, settings: BindingSettings) -> Counter[str]:
+    """How many names are skipped, by reason: the same names and reasons as `skipped` of `to_plain`."""
+    counts = Counter(one.reason.value for one in result.skipped.values())
+    unmentioned = (forbidden for _, _, forbidden in _unmentioned(result, view, settings))
+    counts.update((Reason.NO_ROUTE if one is None else one.reason).value for one in unmentioned)
+    return counts
+
+
+def _unmentioned(result: Result, view: View, settings: BindingSettings) -> Iterator[tuple[str, Service, Refusal | None]]:
+    """The Services that no VirtualService names, and what forbids their names anyway."""
+    namespaces = view.namespaces
+    known = {*result.bound, *result.skipped}
+    for (namespace, bare), service in view.services.items():
+        name = service_name(bare, namespace, settings.cluster_domain)
+        if name not in known:
+            yield name, service, refusal_of_name(service, namespaces.get(("", namespace)), settings)
 
 
 def _bound(bound: Bound) -> Mapping[str, Any]:

@@ -120,7 +120,7 @@ def test_what_envoy_refuses_is_not_programmed_and_said(meta: Any, scenario: Any)
 @pytest.mark.parametrize(("meta", "scenario"), scenarios())
 def test_every_service_is_bound_or_skipped_with_a_reason(meta: Any, scenario: Any) -> None:
     view = oracle.view_of(meta["world"], scenario["objects"])
-    plain = to_plain(bind(view, SETTINGS), view)
+    plain = to_plain(bind(view, SETTINGS), view, SETTINGS)
     bound = {entry["name"] for entry in plain["bound"]}
     skipped = {entry["name"]: entry for entry in plain["skipped"]}
     assert not bound & set(skipped)
