@@ -104,12 +104,18 @@ class Forwarder:
             self._rejected[(flight.value,)] += 1
             reply_to(servfail(query, _EDE[flight]))
 
-    def is_own(self, host: str, port: int) -> bool:
+    def is_own(self, query: Query, host: str, port: int) -> bool:
         """True, and counted as a loop, if a query that came by UDP from this address and port is one that we sent ourselves.
 
+        It is if it has the ID and the question of one that waits for its reply on the socket with that address and port; the
+        address and port alone may be a client's too, behind a masquerade.
         For listeners, before `submit`: such a query is answered SERVFAIL, so that a loop ends where it closes.
         """
-        if (host, port) not in self._udp.own:
+        channel = self._udp.own.get((host, port))
+        if channel is None:
+            return False
+        flight = channel.flights.get(query.id)
+        if flight is None or flight.query.question != query.question:
             return False
         self._loops[()] += 1
         return True

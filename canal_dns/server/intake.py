@@ -29,8 +29,8 @@ log = logging.getLogger("canal_dns.server")
 class Upstream(Protocol):
     """The part of the forwarder that listeners use."""
 
-    def is_own(self, host: str, port: int) -> bool:
-        """True, and counted, for an address that our own queries to the upstreams leave from."""
+    def is_own(self, query: Query, host: str, port: int) -> bool:
+        """True, and counted, for a query of our own to an upstream, which came by UDP from this address and port."""
 
     def submit(self, query: Query, client: str, reply_to: Callable[[bytes | None], None]) -> None:
         """Have a query answered: `reply_to` is called exactly once, now or later, with the reply or None for none."""
@@ -97,7 +97,7 @@ class Intake:
         `udp_port`: the client's, over UDP. A query of our own that went round in a circle comes back that way first, and here
         is where it ends (AMP-06); the port of a TCP client says nothing, since both transports have the same numbers.
         """
-        if udp_port is not None and self._forwarder.is_own(host, udp_port):
+        if udp_port is not None and self._forwarder.is_own(query, host, udp_port):
             reply_to(servfail(query, Ede.OTHER))
         else:
             self._forwarder.submit(query, host, reply_to)

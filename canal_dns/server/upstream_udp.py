@@ -5,7 +5,7 @@ Rules of this file:
 - each query leaves by a socket drawn from a pool of POOL per upstream, which grows by one per query until it is full;
   up to BURST queries that come within a moment share their draw, so that their replies are read at one event;
 - a socket that is too old, used up or retired leaves the pool, and is closed when nobody waits on it any more;
-- the address and port of every open socket are known: a query that comes from one of them is our own.
+- the address and port of every open socket are known: a query that comes from one of them may be our own.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class UdpChannels:
         self._loop = asyncio.get_running_loop()
         self._readable = readable
         self._series = series
-        self.own: set[Address] = set()
-        """Local addresses of the open sockets."""
+        self.own: dict[Address, UdpChannel] = {}
+        """The open sockets by their local addresses: the kernel gives each a port that no other has."""
         self._pools: dict[Upstream, list[UdpChannel]] = {}
         self._leaving: dict[Upstream, list[UdpChannel]] = {}
         self._draws = b""
@@ -156,7 +156,7 @@ class UdpChannels:
 
     def _open(self, upstream: Upstream, now: float) -> UdpChannel:
         channel = UdpChannel(upstream, self._series[upstream], now)
-        self.own.add(channel.local)
+        self.own[channel.local] = channel
         self._loop.add_reader(channel.sock.fileno(), self._readable, channel)
         return channel
 
@@ -176,6 +176,7 @@ class UdpChannels:
         return True
 
     def _close(self, channel: UdpChannel) -> None:
-        self.own.discard(channel.local)
+        if self.own.get(channel.local) is channel:
+            del self.own[channel.local]
         self._loop.remove_reader(channel.sock.fileno())
         channel.sock.close()

@@ -236,7 +236,9 @@ class TestRelayed:
         client = Client(forwarder, counters)
         answered = client.ask()
         packet, peer = listener.recvfrom(512)
-        assert forwarder.is_own(peer[0], peer[1])
+        asked = parse_query(packet, stream=False)
+        assert isinstance(asked, Query)
+        assert forwarder.is_own(asked, peer[0], peer[1])
         listener.sendto(message(packet, record()), peer)
         assert addresses(read(await answered)) == [TRUE]
         await forwarder.close()
@@ -414,10 +416,10 @@ class TestSockets:
         async with Scripted() as upstream, forwarding(upstream) as client:
             await client.answer()
             local = ("127.0.0.1", upstream.asks[0].port)
-            assert client.forwarder.is_own(*local)
+            assert local in client.forwarder._udp.own
             monkeypatch.setattr(forwarder_module, "_clock", lambda: later)
             later = forwarder_module.time.monotonic() + 11
-            await eventually(lambda: not client.forwarder.is_own(*local))
+            await eventually(lambda: local not in client.forwarder._udp.own)
 
     async def test_each_is_replaced_when_it_is_used_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         opened = []
@@ -555,7 +557,7 @@ class Loop:
             self.reply(peer, message(packet, rcode=5))
             return
         forwarder = self.forwarders[peer[1] % len(self.forwarders)]
-        if self.guarded and forwarder.is_own(peer[0], peer[1]):
+        if self.guarded and forwarder.is_own(asked, peer[0], peer[1]):
             self.reply(peer, message(packet, rcode=2))
             return
         forwarder.submit(asked, peer[0], lambda wire: self.reply(peer, wire))
@@ -564,6 +566,39 @@ class Loop:
         self.packets += 1
         if wire is not None:
             self.sock.sendto(wire, peer)
+
+
+class TestOwn:
+    """What comes from one of our own ports is our own query only if it is one that waits for its reply there."""
+
+    @pytest.mark.parametrize(
+        ("change", "own"),
+        [
+            (lambda asked, port: (asked, port), True),
+            (lambda asked, port: (asked._replace(id=asked.id ^ 1), port), False),
+            (lambda asked, port: (query("other.up.test", ident=asked.id), port), False),
+            (lambda asked, port: (query("a1.up.test", Type.AAAA, ident=asked.id), port), False),
+            (lambda asked, port: (asked, port ^ 1), False),
+        ],
+        ids=["itself", "other id", "other name", "other type", "other port"],
+    )
+    async def test_is_told_by_port_id_and_question(self, change: Callable[[Query, int], tuple[Query, int]], own: bool) -> None:
+        async with Scripted(silent) as upstream, forwarding(upstream, budget=SHORT) as client:
+            answered = client.ask()
+            await eventually(lambda: bool(upstream.asks))
+            asked = parse_query(upstream.asks[0].packet, stream=False)
+            assert isinstance(asked, Query)
+            changed, port = change(asked, upstream.asks[0].port)
+            assert client.forwarder.is_own(changed, "127.0.0.1", port) is own
+            assert client.count("loops_total") == int(own)
+            await answered
+
+    async def test_what_was_answered_is_no_loop(self) -> None:
+        async with Scripted() as upstream, forwarding(upstream) as client:
+            await client.answer()
+            asked = parse_query(upstream.asks[0].packet, stream=False)
+            assert isinstance(asked, Query)
+            assert not client.forwarder.is_own(asked, "127.0.0.1", upstream.asks[0].port)
 
 
 @pytest.mark.parametrize(("processes", "guarded"), [(1, True), (1, False), (2, True), (2, False)])
