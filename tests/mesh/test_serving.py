@@ -314,3 +314,33 @@ def test_a_port_where_only_other_names_are_served_is_a_warning_or_nothing(object
     assert (HELLO in found.bound) is bound
     enforced = outcome(service("plain"), *([gateway()] * (objects[0]["kind"] != "Gateway")), *objects)
     assert HELLO not in enforced.bound
+
+
+BY_NAME = l4(BROKEN, match={"sniHosts": [HELLO]})
+BESIDE = gateway(tls_server(8443), tls_server(8443, "SIMPLE", "HTTPS", hosts=["*.example"], name="b"))
+HTTPS = virtual_service(name="b", hosts=["shop.example"])
+
+
+@pytest.mark.parametrize(
+    ("objects", "bound"),
+    [
+        # another server name of the port reaches the Service
+        ((gateway(tls_server()), virtual_service(tls=[BY_NAME, sni("x.example")])), True),
+        # a virtual host behind the TLS of the same port does
+        ((BESIDE, virtual_service(tls=[BY_NAME]), HTTPS), True),
+        # it would, but Envoy refuses every route of the gateway
+        ((BESIDE, virtual_service(tls=[BY_NAME]), HTTPS, virtual_service(http(to(weight=0), to(weight=0)), name="c")), False),
+        # the other server name leads elsewhere
+        ((gateway(tls_server()), virtual_service(tls=[BY_NAME, sni("x.example", to_host=PLAIN)])), False),
+        # the listener is refused as a whole
+        ((gateway(tls_server(), server(8443)), virtual_service(tls=[BY_NAME, sni("*")])), False),
+        # a tcp port has one route, whose other destination reaches it, or none does
+        ((gateway(tcp_server()), virtual_service(tcp=[l4(to(subset="v9", weight=1), to(weight=1))])), True),
+        ((gateway(tcp_server()), virtual_service(tcp=[l4(BROKEN)])), False),
+    ],
+)
+def test_a_port_where_only_other_names_are_served_by_chains(objects: Any, bound: bool) -> None:
+    found = loosely(service("plain"), *objects)
+    assert (HELLO in found.bound) is bound
+    if bound:
+        assert any(f"requests for {HELLO} get 503" in one for one in found.bound[HELLO].warnings)
