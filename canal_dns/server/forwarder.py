@@ -42,6 +42,8 @@ _EDE = {
     Rejection.CLOSING: Ede.NOT_READY,
 }
 
+_LATE = ("late",)
+
 _clock = time.monotonic
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Forwarder:
         self._in_flight = counters["canal_dns_forward_in_flight"]
         self._up = counters["canal_dns_forward_upstream_up"]
         self._loops = counters["canal_dns_loops_total"]
+        self._dropped = counters["canal_dns_dropped_total"]
         self._told: dict[Upstream, bool] = {}
         self.reconfigure(settings)
 
@@ -268,6 +271,7 @@ class Forwarder:
         reply = flight.reply
         stream = query.limit == MAX_STREAM
         if age > self._discard_age and not stream:
+            self._dropped[_LATE] += 1
             return None
         if reply is None or (stream and reply is flight.truncated):
             return servfail(query, flight.ede)

@@ -132,7 +132,10 @@ class ForwardSettings:
     max_outstanding_per_client: int = 1000
     """Of these, of one client address (DNSBomb, CVE-2024-33655)."""
     discard_age: float = 1.9
-    """Seconds after which an answer is no longer sent to a UDP client (it has asked again, or is being used: DNSBomb)."""
+    """Seconds after which an answer is no longer sent to a UDP client (it has asked again, or is being used: DNSBomb).
+
+    Not below the budget, at whose end a failure is told.
+    """
 
 
 @dataclass(frozen=True, slots=True)

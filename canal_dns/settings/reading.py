@@ -193,6 +193,14 @@ def _log(section: _Section) -> LogSettings:
 def _limits(section: _Section, upstreams: tuple[Endpoint, ...], sentinel: Sentinel) -> tuple[TcpSettings, ForwardSettings]:
     tcp = TcpSettings()
     forward = ForwardSettings()
+    budget = section.take("forwardBudget", _duration(0.1, 5), forward.budget)
+    discard_age = section.take("discardAge", _duration(0.1, 10), max(forward.discard_age, budget))
+    if discard_age < budget:
+        raise ConfigError(
+            section.where("discardAge"),
+            section.mapping["discardAge"],
+            f"at least limits.forwardBudget ({budget:g}s) is needed, or nobody would be told of a failure",
+        )
     limits = (
         TcpSettings(
             connections=section.take("tcpConnections", _integer(1, 1_000_000), tcp.connections),
@@ -207,12 +215,12 @@ def _limits(section: _Section, upstreams: tuple[Endpoint, ...], sentinel: Sentin
         ForwardSettings(
             upstreams=upstreams,
             sentinel=sentinel,
-            budget=section.take("forwardBudget", _duration(0.1, 5), forward.budget),
+            budget=budget,
             max_outstanding=section.take("maxOutstanding", _integer(1, 60_000), forward.max_outstanding),
             max_outstanding_per_client=section.take(
                 "maxOutstandingPerClient", _integer(1, 60_000), forward.max_outstanding_per_client
             ),
-            discard_age=section.take("discardAge", _duration(0.1, 10), forward.discard_age),
+            discard_age=discard_age,
         ),
     )
     section.done()

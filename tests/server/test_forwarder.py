@@ -224,6 +224,7 @@ class TestRelayed:
         ):
             by_udp, by_tcp = await asyncio.gather(client.ask(), client.ask(query(stream=True)))
             assert by_udp is None
+            assert client.count("dropped_total", "late") == 1
             assert addresses(read(by_tcp)) == [TRUE]
 
     async def test_over_ipv6(self) -> None:
