@@ -4,12 +4,15 @@ Rules of this file:
 - the rules of `_batch_py` hold, whose tests are run against both; what is not answered is handed back in the same form;
 - one set of buffers serves all sockets: a batch is over before another one begins;
 - addresses stay as the kernel wrote them: a reply goes out with the octets that its query came with;
-- the kernel's structures are laid out below, once; where they would be others the import fails, and `_batch_py` runs.
+- the kernel's structures are laid out below, once; where they would be others the import fails, and `_batch_py` runs;
+- what the call itself cannot do is left to `_batch_py`: a socket that stays readable must never be read in vain, and silently.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import logging
 import os
 import socket
 import struct
@@ -20,6 +23,7 @@ from canal_dns.dns.responder import answer_from_table
 from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import MIN_UDP
 from canal_dns.metrics import Counters
+from canal_dns.server import _batch_py
 from canal_dns.server.hits import Miss, count_hits
 from canal_dns.server.sockets import IP_PKTINFO, Control, Peer, UdpSocket, count_send_error, reply_control
 
@@ -66,6 +70,26 @@ _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int
 _sendmmsg = _libc.sendmmsg
 _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 
+_IN_PASSING = frozenset(
+    (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+)
+"""Nothing there, or what an earlier reply met on its way (ICMP): gone with the call that told it."""
+
+log = logging.getLogger("canal_dns.server")
+
+
+def check() -> None:
+    """Raise ImportError unless the kernel knows both calls and lets us make them: a sandbox (seccomp) may not."""
+    for name, result, number in (
+        ("recvmmsg", _recvmmsg(-1, None, 0, 0, None), ctypes.get_errno()),
+        ("sendmmsg", _sendmmsg(-1, None, 0, 0), ctypes.get_errno()),
+    ):
+        if result != -1 or number != errno.EBADF:
+            raise ImportError(f"{name} cannot be called here: {os.strerror(number)}")
+
+
+check()
+
 
 class _Area:
     """Memory that has an address for the kernel, and is seen here as octets, halves (32 bits) and words (64 bits)."""
@@ -107,6 +131,8 @@ _NO_INTERFACES = memoryview(bytes(4 * SLOTS)).cast("I")
 
 _hosts: dict[bytes, str] = {}
 """Addresses as the kernel writes them -> as text, as the gate knows them."""
+_told: set[int] = set()
+"""Errors of recvmmsg that were logged."""
 
 
 def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, counters: Counters, now: float) -> list[Miss]:
@@ -118,7 +144,13 @@ def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, c
     descriptor = sock.fileno()
     count = _recvmmsg(descriptor, _received.address, min(budget, SLOTS), socket.MSG_DONTWAIT, None)
     if count <= 0:
-        return []
+        number = ctypes.get_errno()
+        if count == 0 or number in _IN_PASSING:
+            return []
+        if number not in _told:
+            _told.add(number)
+            log.error("recvmmsg failed, datagrams are read one by one: %s", os.strerror(number))
+        return _batch_py.drain(sock, table, gate, budget, counters, now)
     names = bytes(_names.octets[: count * _NAME])
     packets = bytes(_packets.octets[: count * MAX_PACKET])
     sizes = _received.halves[_LENGTH_HALF : 16 * count : 16].tolist()

@@ -350,3 +350,33 @@ def test_what_runs_and_why(forbidden: str) -> None:
     implementation, _, reason = done.stdout.partition(" - ")
     assert implementation == ("pure" if forbidden == "1" else "mmsg")
     assert ("forbids" in reason) == (forbidden == "1")
+
+
+@pytest.mark.parametrize("call", ["_recvmmsg", "_sendmmsg"])
+def test_a_kernel_that_refuses_a_call_is_found_out_at_import(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    mmsg.check()
+    monkeypatch.setattr(mmsg, call, refused)
+    with pytest.raises(ImportError, match=f"{call[1:]} cannot be called here: Operation not permitted"):
+        mmsg.check()
+
+
+def test_a_call_that_fails_later_costs_no_datagram(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refused(*_: Any) -> int:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+    monkeypatch.setattr(mmsg, "_told", set())
+    monkeypatch.setattr(mmsg, "_recvmmsg", refused)
+    with open_udp(Endpoint("127.0.0.1", 0), shared=False) as sock, udp_client() as client:
+        for ident in range(3):
+            client.sendto(query("a.up.test", ident=ident), sock.getsockname())
+            (miss,) = mmsg.drain(sock, None, Gate(AccessSettings()), 64, Counters(), NOW)
+            assert miss.packet[:2] == ident.to_bytes(2, "big")
+            assert miss.peer == client.getsockname()
+    assert [record.getMessage() for record in caplog.records] == [
+        "recvmmsg failed, datagrams are read one by one: Function not implemented"
+    ]
