@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from canal_dns.server.tcp import Connections
 
 WRITE_HIGH = 64 << 10
-"""Octets of replies that may wait for a client before its queries are no longer read: one message of the largest size."""
+"""Octets of replies that may wait for a client before its queries are no longer read: one message of the largest size.
+
+More comes of the queries that wait upstream already, each with as much again at worst.
+"""
+UNSENT = 2 * WRITE_HIGH
+"""Octets of replies that may wait in all, beside what the kernel holds: who lets more gather is not reading."""
 LINGER = 1.0
 """Seconds that a client has, after the last reply, to close its side."""
 _FLUSH = 64
@@ -153,10 +158,14 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(self, since: float, wire: bytes | None) -> None:
         """The forwarder's reply; None: there is none, it would come too late."""
         self._in_flight -= 1
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             return
         now = self._active = _clock()
         if wire is not None:
+            if self._transport.get_write_buffer_size() + len(wire) > UNSENT:
+                self._home.count_closed("write")
+                self.abort()
+                return
             self._out.append(frame(wire))
             self._home.intake.relayed(wire, since)
         if not self._working:

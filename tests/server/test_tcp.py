@@ -292,13 +292,36 @@ async def test_tcp_17_a_client_that_reads_nothing() -> None:
         assert is_vip(await ask(running.endpoint, query()))
 
 
+async def test_the_replies_of_a_client_that_reads_nothing_do_not_fill_the_memory() -> None:
+    big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
+    held: list[Ask] = []
+
+    def script(ask: Ask) -> None:
+        held.append(ask) if ask.stream else ask.write(message(ask.packet, tc=True))
+
+    async with serving(script, tcp=limits(write=3600, in_flight=60)) as running:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", running.endpoint.port))
+            frames = [query(f"big{number}.up.test", ident=number) for number in range(60)]
+            await loop.sock_sendall(sock, b"".join(len(one).to_bytes(2, "big") + one for one in frames))
+            await eventually(lambda: len(held) == 60)
+            for one in held:
+                one.write(message(one.packet, *big))
+            await eventually(lambda: running.counted("canal_dns_tcp_connections") == 0)
+        assert running.counted("canal_dns_tcp_closed_total", "write") == 1
+        assert is_vip(await ask(running.endpoint, query()))
+
+
 async def test_a_client_that_reads_slowly_gets_everything() -> None:
     big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
 
     def script(ask: Ask) -> None:
         ask.write(message(ask.packet, *big)) if ask.stream else ask.write(message(ask.packet, tc=True))
 
-    async with serving(script, tcp=limits(write=0.5)) as running, connected(running.endpoint) as client:
+    async with serving(script, tcp=limits(write=0.5, in_flight=2)) as running, connected(running.endpoint) as client:
         client.write(*(query(f"big{number}.up.test", ident=number) for number in range(28)))
         seen = set()
         for _ in range(28):
