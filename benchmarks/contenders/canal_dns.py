@@ -111,7 +111,7 @@ log: {{level: warning}}
 
 class CanalDnsHits(_CanalDns):
     scenario = HITS.name
-    note = "pure Python (recvmmsg and sendmmsg through ctypes); 1,000 bound names; `workers: 1`: control process and worker, both counted"
+    note = "pure Python (sendmmsg by ctypes); 1,000 bound names; `workers: 1`: control process and worker, both counted"
 
 
 class CanalDnsForward(_CanalDns):

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from canal_dns.dns.names import service_name
 from canal_dns.kube.files import ManifestSource
 from canal_dns.mesh import report
 from canal_dns.mesh.binding import Binder
 from canal_dns.mesh.explain import Explanation, explain
 from canal_dns.mesh.readiness import Readiness
-from canal_dns.mesh.result import Bound, Reason, Result
+from canal_dns.mesh.result import Bound, Result
 from canal_dns.mesh.view import View
 from canal_dns.settings import BindingSettings, GatewayUnready, SourceSettings
 
@@ -66,12 +65,7 @@ class Feed:
 
     def reasons(self) -> Counter[str]:
         """How many names are skipped, by reason; Services that no VirtualService mentions among them."""
-        reasons = Counter(one.reason.value for one in self.result.skipped.values())
-        names = (service_name(name, namespace, self.settings.cluster_domain) for namespace, name in self.view.services)
-        reasons[Reason.NO_ROUTE.value] += sum(
-            name not in self.result.bound and name not in self.result.skipped for name in names
-        )
-        return +reasons
+        return report.reasons(self.result, self.view, self.settings)
 
     def _counting(self) -> frozenset[str]:
         """The gateways that count as unready."""
