@@ -3,12 +3,15 @@
 Rules of this file:
 - an item sits in one slot; events only change what it will answer when asked, they never move it;
 - when its slot comes the item is asked when it is due; what is not due yet is put back;
+- an item that fails when asked is asked again like any other, and neither the others nor the timer suffer from it;
 - a deadline that begins later than now is at least `shortest` away, so an item is asked again after that at the latest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +20,8 @@ MIN_TICK = 0.02
 MAX_TICK = 1.0
 _TICKS = 8
 """Ticks in the shortest time-out: how late it may come, as a share of itself."""
+
+log = logging.getLogger("canal_dns.server")
 
 
 class Item(Protocol):
@@ -77,12 +82,21 @@ class Wheel:
         self._timer = None
         now = self._clock()
         upto = int(now / self._tick)
-        for slot in [slot for slot in self._slots if slot <= upto]:
-            for item in self._slots.pop(slot, ()):
-                item.slot = -1
-                again = item.due(now)
-                self._put(item, min(max(again, now), now + self._shortest))
-        self._arm()
+        try:
+            for slot in [slot for slot in self._slots if slot <= upto]:
+                for item in self._slots.pop(slot, ()):
+                    item.slot = -1
+                    self._put(item, min(max(_ask(item, now), now), now + self._shortest))
+        finally:
+            self._arm()
+
+
+def _ask(item: Item, now: float) -> float:
+    try:
+        return item.due(now)
+    except Exception:
+        log.exception("a time-out could not be handled")
+        return math.inf
 
 
 def _tick(shortest: float) -> float:

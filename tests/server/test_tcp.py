@@ -441,3 +441,19 @@ async def test_the_wheel_asks_when_due_and_rests_when_empty() -> None:
     await asyncio.sleep(0.15)
     assert len(item.asked) == asked
     assert wheel._timer is None
+
+
+async def test_an_item_that_fails_does_not_stop_the_wheel(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(_Item):
+        def due(self, now: float) -> float:
+            super().due(now)
+            raise RuntimeError("broken")
+
+    wheel = Wheel(0.1)
+    items = [_Item(float("inf")), Failing(0), _Item(float("inf")), Failing(0)]
+    for item in items:
+        wheel.add(item)
+    await eventually(lambda: all(len(item.asked) >= 3 for item in items))
+    for item in items:
+        wheel.discard(item)
+    assert {str(record.exc_info[1]) for record in caplog.records if record.exc_info} == {"broken"}
