@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from canal_dns.dns import names
 from canal_dns.dns.table import Addresses, AnswerTable, Delta
-from canal_dns.errors import ListenError, WorkerError
+from canal_dns.errors import CanalError, ListenError, WorkerError
 from canal_dns.metrics import Counters, merge
 from canal_dns.server.child import HEARTBEAT, run_worker
 from canal_dns.server.link import (
@@ -148,12 +148,15 @@ class WorkerPool:
         added = {address: probe(address) for address in wanted if address not in old_addresses}
         self._settings = settings
         self._addresses = {address: added.get(address) or old_addresses[address] for address in wanted}
-        refusals = [one for one in await asyncio.gather(*map(self._configure, self._slots)) if one is not None]
-        if refusals:
+        try:
+            for refusal in await asyncio.gather(*map(self._configure, self._slots)):
+                if refusal is not None:
+                    raise refusal
+            await self._resize(settings.listen.workers or self._count)
+        except CanalError:
             self._settings, self._addresses = old_settings, old_addresses
             await asyncio.gather(*map(self._configure, self._slots))
-            raise refusals[0]
-        await self._resize(settings.listen.workers or self._count)
+            raise
 
     async def counters(self) -> Counters:
         self._token += 1
@@ -181,27 +184,36 @@ class WorkerPool:
 
     async def _resize(self, count: int) -> None:
         """Start what is missing and wait for it, let the surplus go. Raises ListenError, WorkerError."""
-        surplus = self._slots[count:]
-        del self._slots[count:]
-        for slot in surplus:
-            task = asyncio.create_task(self._retire(slot))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        for slot in self._slots[count:]:
+            self._let_go(slot)
         added = [_Slot() for _ in range(count - len(self._slots))]
         self._slots += added
-        self._count = count
         for slot in added:
             slot.answers[0] = asyncio.get_running_loop().create_future()
             slot.supervisor = asyncio.create_task(self._supervise(slot), name="worker")
             slot.supervisor.add_done_callback(self._on_supervisor_end)
         try:
             async with asyncio.timeout(STARTING):
-                refusals = await asyncio.gather(*(slot.answers[0] for slot in added))
-        except TimeoutError:
+                for refusal in await asyncio.gather(*(slot.answers[0] for slot in added)):
+                    if refusal is not None:
+                        raise refusal
+        except (ListenError, TimeoutError) as problem:
+            for slot in added:
+                self._let_go(slot)
+            if isinstance(problem, ListenError):
+                raise
             raise self._failure or WorkerError(f"a worker process did not start within {STARTING:g} s") from None
-        for refusal in refusals:
-            if refusal is not None:
-                raise refusal
+        self._count = count
+
+    def _let_go(self, slot: _Slot) -> None:
+        """Retire a worker that is one too many, while the others go on."""
+        if slot not in self._slots:
+            # The whole pool is being stopped.
+            return
+        self._slots.remove(slot)
+        task = asyncio.create_task(self._retire(slot))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _supervise(self, slot: _Slot) -> None:
         """Keep one worker running."""
