@@ -40,6 +40,8 @@ from tests.server.serving import (
 
 ALONE = "127.77.0.2"
 """An address of this host on which nobody else has a port."""
+HOME = Endpoint(f"127.78.{os.getpid() >> 8 & 255}.{os.getpid() & 255}", 0)
+"""An address of this test process alone: a port is free between the probe and the workers, and others take any they get."""
 NEW_VIP = bytes([10, 96, 0, 201])
 NEW = {names.from_text(WEB): Addresses((NEW_VIP,), (), 5)}
 START = "from canal_dns.server.workers import run_worker; run_worker({fd}{factory})"
@@ -57,7 +59,7 @@ def argv(fd: int) -> Sequence[str]:
 @contextlib.asynccontextmanager
 async def pool(count: int = 2, *, script: Script = true, bound: bool = True, **different: Any) -> AsyncIterator[WorkerPool]:
     async with Scripted(script) as upstream:
-        running = WorkerPool(settings(upstream.endpoint, **different), count, argv)
+        running = WorkerPool(settings(upstream.endpoint, **{"listen": (HOME,)} | different), count, argv)
         await running.start()
         try:
             if bound:
@@ -238,7 +240,7 @@ async def test_an_address_that_only_the_workers_find_taken(monkeypatch: pytest.M
             monkeypatch.setattr(workers, "probe", lambda endpoint: endpoint)
             before = running.listeners
             with pytest.raises(ListenError, match=rf"{bad} \(UDP\): Address already in use"):
-                await running.reconfigure(listening(running, LOOPBACK, bad))
+                await running.reconfigure(listening(running, HOME, bad))
             assert running.listeners == before
             await converged(before[0])
 
@@ -250,15 +252,15 @@ async def test_an_address_that_only_the_workers_find_taken(monkeypatch: pytest.M
 async def test_listeners_change_in_every_worker() -> None:
     async with pool() as running:
         first = running.listeners[0]
-        with udp_client() as taken:
-            bad = Endpoint("127.0.0.1", taken.getsockname()[1])
+        with udp_client(HOME.host) as taken:
+            bad = Endpoint(HOME.host, taken.getsockname()[1])
             with pytest.raises(ListenError):
-                await running.reconfigure(listening(running, LOOPBACK, bad))
+                await running.reconfigure(listening(running, HOME, bad))
         assert running.listeners == (first,)
         assert len(await answers(first, 20)) == 20
 
         other = Endpoint("127.0.0.2", 0)
-        await running.reconfigure(listening(running, LOOPBACK, other))
+        await running.reconfigure(listening(running, HOME, other))
         assert running.listeners[0] == first
         second = running.listeners[1]
         assert len(await answers(first, 20)) + len(await answers(second, 20)) == 40
@@ -270,10 +272,10 @@ async def test_listeners_change_in_every_worker() -> None:
 async def test_the_number_of_workers_changes() -> None:
     async with pool(1) as running:
         (endpoint,) = running.listeners
-        await running.reconfigure(listening(running, LOOPBACK, workers=3))
+        await running.reconfigure(listening(running, HOME, workers=3))
         assert whole(running, 3)
         await converged(endpoint)
-        await running.reconfigure(listening(running, LOOPBACK, workers=1))
+        await running.reconfigure(listening(running, HOME, workers=1))
         await eventually(lambda: not running._retiring)
         assert len(await answers(endpoint, 50)) == 50
         assert await restarts(running, "exit") == 0
@@ -286,7 +288,7 @@ async def test_more_workers_that_do_not_start_leave_everything_as_it_was(monkeyp
         before, first = running._settings, running._slots[0]
         (endpoint,) = running.listeners
         monkeypatch.setattr(running, "_argv", lambda fd: [sys.executable, "-c", "import time; time.sleep(300)"])
-        other = listening(running, LOOPBACK, Endpoint("127.0.0.2", 0), workers=3)
+        other = listening(running, HOME, Endpoint("127.0.0.2", 0), workers=3)
         with pytest.raises(WorkerError, match="did not start within 1 s"):
             await running.reconfigure(replace(other, access=AccessSettings(allow=())))
         assert running._slots == [first]
@@ -296,7 +298,7 @@ async def test_more_workers_that_do_not_start_leave_everything_as_it_was(monkeyp
         await eventually(lambda: not running._retiring)
         monkeypatch.setattr(running, "_argv", argv)
         monkeypatch.setattr(workers, "STARTING", 10.0)
-        await running.reconfigure(listening(running, LOOPBACK, workers=2))
+        await running.reconfigure(listening(running, HOME, workers=2))
         assert whole(running)
         assert await restarts(running, "exit") == await restarts(running, "signal") == 0
 
@@ -361,8 +363,8 @@ async def test_signals_of_a_terminal_do_not_end_a_worker() -> None:
 async def test_an_orphan_answers_through_the_lameduck_and_exits_0(hurry: bool) -> None:
     ours, theirs = socket.socketpair()
     config = settings(LOOPBACK)
-    with udp_client() as probe:
-        endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
+    with udp_client(HOME.host) as probe:
+        endpoint = Endpoint(HOME.host, probe.getsockname()[1])
     config = listening_on(config, endpoint, lameduck=30.0 if hurry else 1.0)
     lost = asyncio.Event()
     said: list[Any] = []
