@@ -4,6 +4,7 @@ Rules of this file:
 - no query is answered from here: each is asked upstream, only the work on its reply is saved;
 - what is remembered is a pure function of its key; whatever relay() looks at in a query or a table is in the key or
   empties the memory;
+- a failure of our own is not remembered;
 - the memory is bounded: two generations of ROOM octets, of which the older one is forgotten at once, and no large replies.
 """
 
@@ -96,6 +97,6 @@ class Memory:
         if known is not None:
             return query.id.to_bytes(2, "big") + known[0], known[1]
         fresh = relay(query, reply, table)
-        if len(reply) <= LARGEST:
+        if len(reply) <= LARGEST and type(fresh.wire) is bytes:
             relayed.put(key, (fresh.wire[2:], fresh.rewritten), len(reply))
         return fresh.wire, fresh.rewritten

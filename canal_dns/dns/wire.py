@@ -215,9 +215,15 @@ def error_reply(source: Query | bytes, rcode: int, *, ede: Ede | None = None) ->
     return plain_reply(source, reply_flags(source) | rcode & 15, opt)
 
 
-def servfail(query: Query, ede: Ede) -> bytes:
+class Failure(bytes):
+    """A SERVFAIL of our own, so that it is not counted as an upstream's."""
+
+    __slots__ = ()
+
+
+def servfail(query: Query, ede: Ede) -> Failure:
     """SERVFAIL of our own, with the reason for those who can read it."""
-    return error_reply(query, Rcode.SERVFAIL, ede=ede)
+    return Failure(error_reply(query, Rcode.SERVFAIL, ede=ede))
 
 
 def truncated_reply(query: Query, *, authoritative: bool = False) -> bytes:

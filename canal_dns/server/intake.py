@@ -16,12 +16,13 @@ from typing import Protocol
 from canal_dns.dns.access import Gate
 from canal_dns.dns.responder import Drop, Forward, Reply, Source, decide
 from canal_dns.dns.table import AnswerTable, TableCell
-from canal_dns.dns.wire import Ede, Query, rcode_text, servfail, type_label
+from canal_dns.dns.wire import Ede, Failure, Query, rcode_text, servfail, type_label
 from canal_dns.metrics import Counters
 from canal_dns.server.querylog import QueryLog
 
 _RCODES = [(rcode_text(code),) for code in range(16)]
 _UPSTREAM = (Source.UPSTREAM.value,)
+_LOCAL = (Source.LOCAL.value,)
 
 log = logging.getLogger("canal_dns.server")
 
@@ -103,10 +104,11 @@ class Intake:
             self._forwarder.submit(query, host, reply_to)
 
     def relayed(self, wire: bytes, since: float) -> None:
-        """Count a reply that the forwarder gave."""
+        """Count a reply that the forwarder gave: an upstream's, or a failure of our own."""
+        source = _LOCAL if type(wire) is Failure else _UPSTREAM
         self._responses[_RCODES[wire[3] & 15]] += 1
-        self._answers[_UPSTREAM] += 1
-        self._durations[_UPSTREAM].observe(time.monotonic() - since)
+        self._answers[source] += 1
+        self._durations[source].observe(time.monotonic() - since)
 
 
 def _outcome(verdict: Reply | Forward | Drop) -> str:

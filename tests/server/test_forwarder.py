@@ -25,6 +25,9 @@ from canal_dns.server.forwarder import Forwarder
 from canal_dns.server.upstream_udp import POOL, connect
 from canal_dns.settings import Endpoint, ForwardSettings, Sentinel
 from tests.server.scripted import TRUE, Ask, Scripted, eventually, message, record, silent
+from tests.server.serving import ask as serving_ask
+from tests.server.serving import query as serving_query
+from tests.server.serving import serving
 
 SHORT = 0.3
 """A budget for tests that wait for its end."""
@@ -567,6 +570,17 @@ class Loop:
         self.packets += 1
         if wire is not None:
             self.sock.sendto(wire, peer)
+
+
+@pytest.mark.parametrize(
+    ("script", "source"),
+    [(lambda ask: ask.reply(), "upstream"), (lambda ask: ask.fail(2), "upstream"), (silent, "local")],
+    ids=["reply", "servfail of the upstream", "silence"],
+)
+async def test_a_servfail_is_counted_for_him_whose_it_is(script: Callable[[Ask], None], source: str) -> None:
+    async with serving(script) as running:
+        await serving_ask(running.endpoint, serving_query("a.up.test"))
+        assert dict(running.service.own_counters()["canal_dns_answers_total"]) == {(source,): 1}
 
 
 class TestOwn:
