@@ -33,6 +33,8 @@ GRACE = 0.5
 LINGER = 1.0
 """Seconds that clients have at the end to take the last replies from their connections."""
 _PIECE = 200
+_TURNS = 5
+"""Of the loop, in which a connection that has just been accepted reads for the first time."""
 
 
 class DataPlane(Protocol):
@@ -182,6 +184,11 @@ class PacketService:
         pairs = (*self._pairs.values(), *self._retired.values())
         for pair in pairs:
             pair.tcp.close()
+        for pair in pairs:
+            await pair.tcp.taken_over()
+        # What the clients of the last connections had sent is read, too.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         self._connections.finish()
         # Datagrams are read all the while: a bound socket that nobody reads would swallow its share of them. Hits are answered
         # as ever, what would have to be forwarded gets its SERVFAIL at once, and so this ends, however many go on asking.

@@ -16,6 +16,7 @@ from collections import Counter
 
 from canal_dns.server.connection import LINGER, Connection
 from canal_dns.server.intake import Intake
+from canal_dns.server.sockets import BACKLOG
 from canal_dns.server.wheel import Wheel
 from canal_dns.settings import Network, TcpSettings
 
@@ -119,33 +120,46 @@ class TcpListener:
         self._connections = connections
         self._errors = connections.intake.counters["canal_dns_tcp_accept_errors_total"]
         self._loop = asyncio.get_running_loop()
+        self._started = False
         self._paused: asyncio.TimerHandle | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
+        self._started = True
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
 
     def close(self) -> None:
-        """Accept no more. Connections that are open stay open."""
+        """Accept what waits, since the kernel would reset it, and then no more. Connections that are open stay open."""
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
         if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
+            if self._started:
+                self._loop.remove_reader(self._sock.fileno())
+                self._accept(BACKLOG + 1)
             self._sock.close()
 
+    async def taken_over(self) -> None:
+        """Wait until every connection that was accepted is one of the loop's."""
+        if self._handshakes:
+            await asyncio.wait(self._handshakes)
+
     def _on_readable(self) -> None:
-        for _ in range(ACCEPTS):
+        if not self._accept(ACCEPTS):
+            self._pause()
+
+    def _accept(self, most: int) -> bool:
+        """Take so many connections at most; False where the kernel cannot give one that waits."""
+        for _ in range(most):
             try:
                 sock, address = self._sock.accept()
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 self._errors[(errno.errorcode.get(error.errno or 0, "other"),)] += 1
                 if error.errno == errno.ECONNABORTED:
                     continue
-                self._pause()
-                return
+                return False
             connection = self._connections.admit(address[:2])
             if connection is None:
                 sock.close()
@@ -154,6 +168,7 @@ class TcpListener:
             task = self._loop.create_task(self._take_over(sock, connection))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
+        return True
 
     async def _take_over(self, sock: socket.socket, connection: Connection) -> None:
         try:
