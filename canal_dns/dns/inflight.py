@@ -1,7 +1,8 @@
 """Queries on their way: who waits for which, what was sent where, what a packet from an upstream means, and what is next.
 
 Rules of this file:
-- one outstanding query per question (`Key`); whoever asks the same waits for the same reply (CVE-2020-25684 to -25686);
+- one outstanding query per question (`Key`); whoever asks the same waits for the same reply (CVE-2020-25684 to -25686),
+  unless its time is nearly over: then one successor, which is not succeeded itself, so that loops stay bounded;
 - a reply counts only on the channel and under the ID that its query left by; an ID is used once in a channel's life;
 - what is not the reply never ends the wait (TuDoor); after MISMATCHES such packets the question goes over a stream too;
 - every waiter gets one outcome, inside the budget: a `Done` order, whose flight has the reply, or no reply and `ede`;
@@ -25,6 +26,8 @@ from canal_dns.dns.wire import HEADER, Ede, Mismatch, Query, Rcode, match_reply
 
 FIRST_TRY = 0.45
 """Share of the budget after which the second try starts, on another socket: 0.675 s of 1.5 s."""
+JOINABLE = 0.6
+"""Share of the budget after which who asks the same gets a successor, instead of a failure a moment later."""
 LAST_TRY = 0.95
 """Share of the budget after which the client is told: the rest is for the way of the SERVFAIL."""
 MISMATCHES = 3
@@ -98,7 +101,7 @@ class Flight:
 
     __slots__ = (
         "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent", "slots",
-        "started", "streamed", "streaming", "truncated", "upstream", "waiters",
+        "started", "streamed", "streaming", "successor", "truncated", "upstream", "waiters",
     )  # fmt: skip
 
     def __init__(self, key: Key, query: Query, do: bool, upstream: Upstream, now: float) -> None:
@@ -123,7 +126,7 @@ class Flight:
         self.streaming = 0
         """Streams that are ordered or waited on."""
         self.mismatches = 0
-        self.extra = self.redialled = self.refused = self.done = self.probe = False
+        self.extra = self.redialled = self.refused = self.done = self.probe = self.successor = False
 
     @property
     def ede(self) -> Ede:
@@ -196,6 +199,7 @@ class Inflight:
         """Seconds in all for one query; DO=1 on every upstream query; client queries that may wait, in all and per client."""
         self.first_try = budget * FIRST_TRY
         """Seconds after which a new flight needs the timer."""
+        self._joinable = budget * JOINABLE
         self._last_try = budget * LAST_TRY
         self._always_do = always_do
         self._max_waiting = 0 if self._closing else max_waiting
@@ -218,7 +222,12 @@ class Inflight:
             return Rejection.CLIENT
         do = self._always_do or query.do
         key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
-        flight = self._fresh.get(key) or self._late.get(key)
+        flight = self._fresh.get(key)
+        ending = None
+        if flight is None:
+            flight = self._late.get(key)
+            if flight is not None and now - flight.started >= self._joinable and not flight.successor:
+                ending, flight = flight, None
         upstream = self._upstreams.first
         if upstream is None:
             upstream = None if flight or self._trial else self._upstreams.trial()
@@ -231,6 +240,7 @@ class Inflight:
             return None
         flight = self._fresh[key] = Flight(key, query, do, upstream, now)
         flight.waiters.append((query, client, reply_to, now))
+        flight.successor = ending is not None
         if not upstream.up:
             self._trial = flight
         return flight
@@ -275,6 +285,8 @@ class Inflight:
             return flight
         flight.reply = packet
         self._finish(flight)
+        if flight.successor:
+            self._share(flight.key, packet)
         return flight
 
     def refused(self, channel: Channel, now: float) -> None:
@@ -315,6 +327,11 @@ class Inflight:
             probe.streamed = (upstream,)
             self.orders.append(Send(probe, upstream, stream=False))
         for flight in _started_before(self._fresh, now, self.first_try):
+            ending = self._late.get(flight.key)
+            if ending is not None:
+                # After a pause, or with a longer budget than it was: its successor has the place of its key now.
+                self._overdue(ending, now)
+                self._give_up(ending)
             self._late[flight.key] = self._fresh.pop(flight.key)
             self._second_try(flight, now)
         for flight in _started_before(self._late, now, self._last_try):
@@ -348,6 +365,14 @@ class Inflight:
         if improvable and failure:
             flight.reply = packet
         return improvable
+
+    def _share(self, key: Key, packet: bytes) -> None:
+        """What answers a successor answers the flight before it as well."""
+        ending = self._late.get(key)
+        if ending is not None and not packet[2] & _TC and packet[3] & 15 not in _FAILURES:
+            ending.truncated = None
+            ending.reply = packet
+            self._give_up(ending)
 
     def _mismatched(self, channel: Channel) -> None:
         """A packet that nobody waits for on this channel: it may have been meant to hit any of those who wait."""
@@ -450,8 +475,8 @@ class Inflight:
         if flight.probe:
             self._probes.pop(flight.upstream, None)
             return
-        if self._fresh.pop(flight.key, None) is None:
-            del self._late[flight.key]
+        flights = self._fresh if self._fresh.get(flight.key) is flight else self._late
+        del flights[flight.key]
         clients = self._clients
         for _, client, _, _ in flight.waiters:
             held = clients[client] - 1

@@ -17,6 +17,7 @@ from canal_dns.dns.inflight import (
     CHANNEL_LIFE,
     CHANNEL_QUERIES,
     FIRST_TRY,
+    JOINABLE,
     LAST_TRY,
     Channel,
     Done,
@@ -585,6 +586,80 @@ class TestOneFlightPerQuestion:
         world.wait(SECOND)
         assert world.ask() is None
         assert world.to() == ["0", "0"]
+
+
+class TestSuccessor:
+    """Who asks when the flight's time is nearly over does not inherit its failure."""
+
+    def test_who_comes_near_the_end_gets_a_flight_of_his_own(self) -> None:
+        world = World()
+        first = world.flight()
+        world.wait(BUDGET * JOINABLE - 0.01)
+        assert world.ask() is None
+        world.wait(0.01)
+        second = world.flight()
+        assert world.ask() is None
+        world.wait(BUDGET - BUDGET * JOINABLE)
+        assert world.done == [first]
+        assert first.reply is None
+        assert world.reply() is second
+        assert second.done
+        assert (len(world.inflight), world.inflight.waiting) == (0, 0)
+
+    def test_the_first_reply_is_the_first_ones(self) -> None:
+        world = World()
+        first = world.flight()
+        world.wait(BUDGET * JOINABLE)
+        second = world.flight()
+        assert world.reply(0) is first
+        assert not second.done
+        assert world.reply() is second
+        assert len(world.inflight) == 0
+
+    @pytest.mark.parametrize(
+        ("rcode", "tc", "shared"), [(0, False, True), (3, False, True), (2, False, False), (0, True, False)]
+    )
+    def test_the_answer_to_the_second_is_the_firsts_too(self, rcode: int, tc: bool, shared: bool) -> None:
+        world = World()
+        first = world.flight()
+        world.wait(BUDGET * JOINABLE)
+        second = world.flight()
+        world.reply(rcode=rcode, tc=tc)
+        if tc:
+            world.reply(tc=True)
+        assert second.done
+        assert first.done is shared
+        assert world.done == [first] * shared
+        if shared:
+            assert first.reply == second.reply
+
+    def test_a_successor_is_not_succeeded(self) -> None:
+        world = World()
+        world.flight()
+        world.wait(BUDGET * JOINABLE)
+        second = world.flight()
+        world.wait(BUDGET * JOINABLE)
+        world.upstreams.answered(second.upstream)
+        assert world.ask() is None
+        world.wait(BUDGET - BUDGET * JOINABLE)
+        assert world.done[-1] is second
+        world.upstreams.answered(second.upstream)
+        assert isinstance(world.ask(), Flight)
+
+    @pytest.mark.parametrize("budget", [BUDGET, 2 * BUDGET])
+    def test_each_gets_its_outcome_after_a_pause_or_with_another_budget(self, budget: float) -> None:
+        world = World()
+        first = world.flight()
+        world.wait(BUDGET * JOINABLE)
+        second = world.flight()
+        world.inflight.configure(budget=budget, always_do=True, max_waiting=10, max_per_client=10)
+        world.now += budget * FIRST_TRY + 0.01
+        world.inflight.step(world.now)
+        world.obey()
+        assert world.done == [first]
+        world.wait(budget)
+        assert world.done == [first, second]
+        assert (len(world.inflight), world.inflight.waiting) == (0, 0)
 
 
 class TestLimits:
