@@ -182,13 +182,18 @@ async def test_stop_finishes_what_is_on_its_way() -> None:
 
 async def test_what_comes_during_the_stop_is_answered() -> None:
     held: list[Ask] = []
-    async with serving(held.append, budget=10.0) as running, connected(running.endpoint) as client:
+    async with (
+        serving(held.append, budget=10.0) as running,
+        connected(running.endpoint) as client,
+        connected(running.endpoint) as idle,
+    ):
         with udp_client() as sock:
             where = (running.endpoint.host, running.endpoint.port)
             sock.sendto(query("u.up.test"), where)
             client.write(query("t.up.test"))
             await eventually(lambda: len(held) == 2)
             stopping = asyncio.create_task(running.service.stop())
+            assert await idle.closed()
             for ident in range(100):
                 assert is_vip(await ask(running.endpoint, query(ident=ident)))
                 assert rcode(await ask(running.endpoint, query(f"n{ident}.up.test"))) == 2
