@@ -100,8 +100,8 @@ class Flight:
     """One question on its way to the upstreams, and all who wait for it."""
 
     __slots__ = (
-        "asked", "do", "done", "extra", "key", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent", "slots",
-        "started", "streamed", "streaming", "successor", "truncated", "upstream", "waiters",
+        "asked", "do", "done", "extra", "key", "late", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent",
+        "slots", "started", "streamed", "streaming", "successor", "truncated", "upstream", "waiters",
     )  # fmt: skip
 
     def __init__(self, key: Key, query: Query, do: bool, upstream: Upstream, now: float) -> None:
@@ -126,7 +126,7 @@ class Flight:
         self.streaming = 0
         """Streams that are ordered or waited on."""
         self.mismatches = 0
-        self.extra = self.redialled = self.refused = self.done = self.probe = self.successor = False
+        self.extra = self.redialled = self.refused = self.done = self.probe = self.successor = self.late = False
 
     @property
     def ede(self) -> Ede:
@@ -224,7 +224,7 @@ class Inflight:
         key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
         flight = self._fresh.get(key)
         ending = None
-        if flight is None:
+        if flight is None and self._late:
             flight = self._late.get(key)
             if flight is not None and now - flight.started >= self._joinable and not flight.successor:
                 ending, flight = flight, None
@@ -240,7 +240,8 @@ class Inflight:
             return None
         flight = self._fresh[key] = Flight(key, query, do, upstream, now)
         flight.waiters.append((query, client, reply_to, now))
-        flight.successor = ending is not None
+        if ending is not None:
+            flight.successor = True
         if not upstream.up:
             self._trial = flight
         return flight
@@ -333,6 +334,7 @@ class Inflight:
                 self._overdue(ending, now)
                 self._give_up(ending)
             self._late[flight.key] = self._fresh.pop(flight.key)
+            flight.late = True
             self._second_try(flight, now)
         for flight in _started_before(self._late, now, self._last_try):
             self._overdue(flight, now)
@@ -475,8 +477,7 @@ class Inflight:
         if flight.probe:
             self._probes.pop(flight.upstream, None)
             return
-        flights = self._fresh if self._fresh.get(flight.key) is flight else self._late
-        del flights[flight.key]
+        del (self._late if flight.late else self._fresh)[flight.key]
         clients = self._clients
         for _, client, _, _ in flight.waiters:
             held = clients[client] - 1
