@@ -12,8 +12,10 @@ import asyncio
 import errno
 import ipaddress
 import socket
+import time
 from collections import Counter
 
+from canal_dns.dns.access import Verdict
 from canal_dns.server.connection import LINGER, Connection
 from canal_dns.server.intake import Intake
 from canal_dns.server.sockets import BACKLOG
@@ -57,8 +59,14 @@ class Connections:
         self._wheel.reconfigure(_shortest(settings))
 
     def admit(self, address: tuple[str, int]) -> Connection | None:
-        """A connection for this client, or None where one more is too many."""
+        """A connection for this client, or None where one more is too many, or where the client may not ask at all.
+
+        REFUSED would take a connection to say, and with that the place of a client that may (dnsdist closes at once, too).
+        """
         host = _client(address[0])
+        if self.intake.gate.verdict(host, stream=True, now=time.monotonic()) is Verdict.REFUSE:
+            self.count_closed("refused")
+            return None
         if len(self._open) >= self.settings.connections:
             self.count_closed("connections")
             return None

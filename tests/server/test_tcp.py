@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import ipaddress
 import os
@@ -356,8 +357,22 @@ async def test_what_comes_after_a_full_window_waits_for_room() -> None:
         assert (await client.read())[:2] == b"\0\1"
 
 
-async def test_a_refused_client_is_told() -> None:
-    async with serving(access=AccessSettings(allow=())) as running, connected(running.endpoint) as client:
+async def test_clients_that_may_not_ask_take_no_place() -> None:
+    access = AccessSettings(allow=(ipaddress.ip_network("127.0.0.1/32"),))
+    async with serving(access=access, tcp=limits(connections=3)) as running, contextlib.AsyncExitStack() as stack:
+        for number in range(6):
+            client = await stack.enter_async_context(connected(running.endpoint, f"127.0.0.{2 + number}"))
+            assert await client.closed()
+        assert running.counted("canal_dns_tcp_connections") == 0
+        assert running.counted("canal_dns_tcp_closed_total", "refused") == 6
+        async with connected(running.endpoint) as client:
+            assert is_vip(await client.ask(query()))
+
+
+async def test_a_client_that_may_ask_no_more_is_told() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        await running.service.reconfigure(dataclasses.replace(running.settings, access=AccessSettings(allow=())))
         assert rcode(await client.ask(query())) == 5
 
 
