@@ -32,7 +32,7 @@ from canal_dns.errors import CanalError, ConfigError
 from canal_dns.kube.files import Signature
 from canal_dns.metrics import Counters, merge
 from canal_dns.server import batch
-from canal_dns.server.service import DataPlane, PacketService
+from canal_dns.server.service import DataPlane, PacketService, stop_time
 from canal_dns.server.workers import WorkerPool
 from canal_dns.settings import Endpoint, LogFormat, LogSettings, Settings
 
@@ -42,8 +42,8 @@ QUIET = 0.05
 """Seconds between two publications at least: a burst of events costs a few table changes, the first one none of them."""
 CONFIG_POLL = 0.5
 """Seconds between two looks at the configuration file."""
-STOP_TIMEOUT = 5.0
-"""Seconds for what is in flight after the lameduck."""
+STOP_MARGIN = 2.0
+"""Seconds beyond what the data plane allows itself for its end."""
 
 
 def data_plane(settings: Settings) -> DataPlane:
@@ -195,9 +195,9 @@ class Control:
 
     async def _close(self) -> None:
         try:
-            await asyncio.wait_for(self.plane.stop(), STOP_TIMEOUT)
+            await asyncio.wait_for(self.plane.stop(), stop_time(self.settings) + STOP_MARGIN)
         except TimeoutError:
-            log.warning("some queries were not finished within %g s", STOP_TIMEOUT)
+            log.warning("the listeners did not end in time: some queries may be unanswered")
         if self._admin is not None:
             await self._admin.close()
 

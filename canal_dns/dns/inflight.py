@@ -15,14 +15,23 @@ oldest entry has the next deadline, and a query that is answered in time costs n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from itertools import takewhile
-from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
+from canal_dns.dns.flights import (
+    Channel,
+    Done,
+    Flight,
+    Ignored,
+    Key,
+    Order,
+    Overdue,
+    Rejection,
+    ReplyTo,
+    Send,
+)
 from canal_dns.dns.upstreams import PROBE, PROBE_INTERVAL, Upstream, Upstreams
-from canal_dns.dns.wire import HEADER, Ede, Mismatch, Query, Rcode, match_reply
+from canal_dns.dns.wire import HEADER, Mismatch, Query, Rcode, match_reply
 
 FIRST_TRY = 0.45
 """Share of the budget after which the second try starts, on another socket: 0.675 s of 1.5 s."""
@@ -32,11 +41,6 @@ LAST_TRY = 0.95
 """Share of the budget after which the client is told: the rest is for the way of the SERVFAIL."""
 MISMATCHES = 3
 """Packets that are not the reply, on one query, until the question goes over TCP too (BIND 9.21.23: one)."""
-CHANNEL_LIFE = 10.0
-"""Seconds a channel takes new queries; CoreDNS's `expire`. A long-lived source port to a ClusterIP can become a black hole."""
-CHANNEL_QUERIES = 1000
-"""Queries a channel takes in its life: an off-path attacker has to find a new port after them."""
-
 _RD_CD = 0x0110
 _TC = 2
 _IDS = 4096
@@ -44,120 +48,6 @@ _FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSE
 """Replies that another upstream may better; CoreDNS's `failover`."""
 
 _PROBE_KEY = (b"", 0, 0, 0, True)
-
-Key: TypeAlias = tuple[bytes, int, int, int, bool]
-"""Lower-cased name, type, class, RD and CD, DO as sent upstream. Nothing else of a client splits a flight (CVE-2025-5994)."""
-ReplyTo: TypeAlias = Callable[[bytes | None], None]
-Waiter: TypeAlias = tuple[Query, str, ReplyTo, float]
-"""The query as this client asked it, the client's address, where its reply goes, when it came."""
-
-
-class Rejection(Enum):
-    """Why a query is answered SERVFAIL at once. Values: labels of metrics."""
-
-    OUTSTANDING = "outstanding"
-    CLIENT = "client"
-    DOWN = "down"
-    CLOSING = "closing"
-
-
-class Ignored(Enum):
-    """A packet that matches no query any more: late or duplicate. Value: a label of metrics, beside those of `Mismatch`."""
-
-    UNEXPECTED = "unexpected"
-
-
-class Channel:
-    """One upstream socket, as the book-keeping sees it. The shell adds the socket."""
-
-    __slots__ = ("connected", "expires", "flights", "mismatches", "retired", "stream", "upstream", "waiting")
-
-    def __init__(self, upstream: Upstream, now: float, *, stream: bool) -> None:
-        self.upstream = upstream
-        self.stream = stream
-        """A TCP connection; else a UDP socket."""
-        self.connected = not stream
-        """A stream: it was, at some time, and with a server that speaks DNS."""
-        self.expires = inf if stream else now + CHANNEL_LIFE
-        self.flights: dict[int, Flight | None] = {}
-        """By ID; None: answered or given up, kept so that the ID is not used again here."""
-        self.waiting = 0
-        """Flights that still wait here; a retired channel without them is to be closed."""
-        self.mismatches = 0
-        """Packets with an ID that was never used here."""
-        self.retired = False
-
-    def usable(self, now: float) -> bool:
-        """True if a new query may leave here."""
-        return not self.retired and len(self.flights) < CHANNEL_QUERIES and now < self.expires
-
-    def waiters(self) -> list[Flight]:
-        """The flights that wait here."""
-        return [flight for flight in self.flights.values() if flight is not None]
-
-
-class Flight:
-    """One question on its way to the upstreams, and all who wait for it."""
-
-    __slots__ = (
-        "asked", "do", "done", "extra", "key", "late", "mismatches", "probe", "query", "redialled", "refused", "reply", "sent",
-        "slots", "started", "streamed", "streaming", "successor", "truncated", "upstream", "waiters",
-    )  # fmt: skip
-
-    def __init__(self, key: Key, query: Query, do: bool, upstream: Upstream, now: float) -> None:
-        self.key = key
-        self.query = query
-        """As the first client asked it: its case goes upstream."""
-        self.do = do
-        self.upstream = upstream
-        """Asked last."""
-        self.asked: tuple[Upstream, ...] = (upstream,)
-        self.waiters: list[Waiter] = []
-        self.started = self.sent = now
-        """`sent`: when the question left last; the shell keeps it."""
-        self.slots: list[tuple[Channel, int]] = []
-        """Where a reply may still come in."""
-        self.reply: bytes | None = None
-        """The reply; before `done` the failure that is passed on if nobody knows better."""
-        self.truncated: bytes | None = None
-        """A reply with TC=1, for the case that TCP is impossible."""
-        self.streamed: tuple[Upstream, ...] = ()
-        """Asked over TCP: each once, but for one connection that broke."""
-        self.streaming = 0
-        """Streams that are ordered or waited on."""
-        self.mismatches = 0
-        self.extra = self.redialled = self.refused = self.done = self.probe = self.successor = self.late = False
-
-    @property
-    def ede(self) -> Ede:
-        """Why there is no reply (RFC 8914)."""
-        return Ede.NETWORK_ERROR if self.refused else Ede.NO_REACHABLE_AUTHORITY
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the flight's question to this upstream, on a channel that it has not left by."""
-
-    flight: Flight
-    upstream: Upstream
-    stream: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """A try was not answered in time: to be counted."""
-
-    upstream: Upstream
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Give the flight's outcome to its waiters."""
-
-    flight: Flight
-
-
-Order: TypeAlias = Send | Overdue | Done
 
 
 class Inflight:

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from canal_dns.dns.inflight import Done, Flight, Inflight, Overdue, Rejection, ReplyTo, Send
+from canal_dns.dns.flights import Done, Flight, Overdue, Rejection, ReplyTo, Send
+from canal_dns.dns.inflight import Inflight
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from canal_dns.dns.inflight import Channel
+from canal_dns.dns.flights import Channel
 from canal_dns.dns.upstreams import Upstream
 from canal_dns.dns.wire import Framer, frame
 from canal_dns.server.upstream_series import Series, SeriesOf

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from canal_dns.dns.inflight import Channel
+from canal_dns.dns.flights import Channel
 from canal_dns.dns.upstreams import Upstream
 from canal_dns.server.upstream_series import Series, SeriesOf
 from canal_dns.settings import Endpoint

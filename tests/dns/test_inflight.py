@@ -13,21 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from canal_dns.dns import names
-from canal_dns.dns.inflight import (
+from canal_dns.dns.flights import (
     CHANNEL_LIFE,
     CHANNEL_QUERIES,
-    FIRST_TRY,
-    JOINABLE,
-    LAST_TRY,
     Channel,
     Done,
     Flight,
     Ignored,
-    Inflight,
     Overdue,
     Rejection,
     Send,
 )
+from canal_dns.dns.inflight import FIRST_TRY, JOINABLE, LAST_TRY, Inflight
 from canal_dns.dns.upstreams import Upstream, Upstreams
 from canal_dns.dns.wire import Ede, Mismatch, Query, Rcode, Type, parse_query
 from canal_dns.settings import Endpoint

@@ -432,7 +432,7 @@ class TestSockets:
             opened.append(endpoint)
             return connect(endpoint)
 
-        monkeypatch.setattr("canal_dns.dns.inflight.CHANNEL_QUERIES", 3)
+        monkeypatch.setattr("canal_dns.dns.flights.CHANNEL_QUERIES", 3)
         monkeypatch.setattr("canal_dns.server.upstream_udp.connect", counted)
         async with Scripted() as upstream, forwarding(upstream) as client:
             for n in range(4 * POOL):
