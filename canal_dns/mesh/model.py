@@ -36,7 +36,10 @@ class Offer:
     """Route and match, counted in the VirtualService."""
     virtual_service: str
     route: L4Route
+    written: tuple[str, ...]
+    """Its sniHosts: istiod compares them as they are."""
     sni_hosts: tuple[str, ...]
+    """As Envoy compares them, in lower case."""
     targets: tuple[Target, ...]
 
 
@@ -46,8 +49,19 @@ class SniChain:
 
     chain: Chain
     names: frozenset[str] | None
+    """In lower case, whatever the objects say: Envoy chooses so."""
     offer: Offer | None
     """The tcp or tls route; None: a route configuration."""
+    repeated: str = ""
+    """A name that it has twice."""
+
+    @property
+    def source(self) -> str:
+        """Where its names are written."""
+        if self.offer is not None and self.chain.kind == "sni":
+            match = f"{self.offer.route.field}.match[{self.offer.place[1]}]"
+            return f"VirtualService {self.offer.virtual_service} {match}.sniHosts"
+        return f"Gateway {self.chain.placed.gateway} {self.chain.placed.field}"
 
 
 Chains = tuple[SniChain, ...] | str
@@ -247,16 +261,16 @@ class GatewayModel:
     def _chain(self, chain: Chain, used: dict[str, str]) -> Iterator[SniChain]:
         """What a server becomes. `used`: server names of earlier passthrough routes on the port, with their bind."""
         if chain.kind == "http":
-            yield SniChain(chain, chain.names, None)
+            yield _named(chain, chain.names, None)
         elif chain.kind == "tcp":
             for offer in self.tcp[chain.placed][:1]:
-                yield SniChain(chain, chain.names, offer)
+                yield _named(chain, chain.names, offer)
         elif chain.placed.server.mode == "PASSTHROUGH":
             for offer in self.sni[chain.placed]:
-                if not any(used.get(name) == chain.placed.server.bind for name in offer.sni_hosts):
-                    used.update(dict.fromkeys(offer.sni_hosts, chain.placed.server.bind))
-                    names = frozenset(offer.sni_hosts)
-                    yield SniChain(chain, None if not names or "*" in names else names, offer)
+                if not any(used.get(name) == chain.placed.server.bind for name in offer.written):
+                    used.update(dict.fromkeys(offer.written, chain.placed.server.bind))
+                    names = offer.sni_hosts
+                    yield _named(chain, None if not names or "*" in names else names, offer)
 
     def listener(self, service_port: int) -> Listener | None:
         """What answers on a port of the gateway's Service, from outside the pods."""
@@ -275,7 +289,7 @@ def _tcp_offer(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], or
         applies = not route.matches or any(l4_applies(one, placed.server.number, placed.gateway) for one in route.matches)
         if applies and route.destinations:
             aims = targets(route.destinations, placed.server.number)
-            yield Offer(order, (index, 0), resolved.key, route, (), aims)
+            yield Offer(order, (index, 0), resolved.key, route, (), (), aims)
             return
 
 
@@ -284,26 +298,34 @@ def _sni_offers(placed: Placed, resolved: Resolved, routes: Iterable[L4Route], o
         aims = targets(route.destinations, placed.server.number)
         for number, match in enumerate(route.matches):
             if route.destinations and l4_applies(match, placed.server.number, placed.gateway):
-                yield Offer(order, (index, number), resolved.key, route, match.sni_hosts, aims)
+                names = tuple(host.lower() for host in match.sni_hosts)
+                yield Offer(order, (index, number), resolved.key, route, match.sni_hosts, names, aims)
 
 
 def _sorting(offer: Offer) -> tuple[Order, tuple[int, int]]:
     return offer.order, offer.place
 
 
+def _named(chain: Chain, names: tuple[str, ...] | None, offer: Offer | None) -> SniChain:
+    if names is None:
+        return SniChain(chain, None, offer)
+    distinct = frozenset(names)
+    repeated = "" if len(distinct) == len(names) else next(name for name in names if names.count(name) > 1)
+    return SniChain(chain, distinct, offer, repeated)
+
+
 def _checked(port: int, chains: tuple[SniChain, ...]) -> Chains:
-    """Envoy refuses a listener where two chains are chosen by the same server name, or two by none."""
-    taken: dict[str | None, Placed] = {}
+    """Envoy refuses a listener where two chains are chosen by the same server name, or two by none, or one twice."""
+    taken: dict[str | None, SniChain] = {}
     for one in chains:
-        for name in (None,) if one.names is None else one.names:
-            placed = taken.get(name)
-            if placed is not None:
+        if one.repeated:
+            return f"Envoy refuses port {port}: server name {one.repeated} is there twice in {one.source}"
+        for name in (None,) if one.names is None else sorted(one.names):
+            other = taken.get(name)
+            if other is not None:
                 what = "any connection" if name is None else f"server name {name}"
-                return (
-                    f"Envoy refuses port {port}: {what} is taken by Gateway {placed.gateway} {placed.field} and again by "
-                    f"Gateway {one.chain.placed.gateway} {one.chain.placed.field}"
-                )
-            taken[name] = one.chain.placed
+                return f"Envoy refuses port {port}: {what} is taken by {other.source} and again by {one.source}"
+            taken[name] = one
     return chains
 
 

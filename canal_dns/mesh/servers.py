@@ -75,10 +75,12 @@ class Placed:
         return f"https.{self.server.number}.{self.server.port_name}.{name}.{namespace}{bind}"
 
     @property
-    def server_names(self) -> frozenset[str] | None:
-        """SNI that its filter chain takes; None: any connection (GetSNIHostsForServer, isMatchAll)."""
-        names = frozenset(host.partition("/")[2] if "/" in host else host for host in self.hosts)
-        return None if "*" in names or not self.server.tls else names
+    def server_names(self) -> tuple[str, ...] | None:
+        """SNI that its filter chain takes; None: any connection (GetSNIHostsForServer, isMatchAll).
+
+        istiod leaves out repetitions as they are written, Envoy lower-cases: two spellings are the same name twice."""
+        names = dict.fromkeys(host.partition("/")[2] if "/" in host else host for host in self.hosts)
+        return None if "*" in names or not self.server.tls else tuple(name.lower() for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Chain:
     kind: str
     placed: Placed
     route_name: str
-    names: frozenset[str] | None
+    names: tuple[str, ...] | None
+    """As Envoy compares them, in lower case."""
     tls: bool
     sequence: int
     """Its place among all chains of the port, whatever address they are bound to."""

@@ -68,7 +68,8 @@ def ways(model: GatewayModel, listener: Listener, name: str) -> Iterator[Way]:
 
 
 def by_server_name(chains: tuple[SniChain, ...], name: str) -> SniChain | None:
-    """Envoy's choice: the exact name, then `*.suffix` label by label, then the chain without names."""
+    """Envoy's choice: the exact name (in lower case, as the names of the chains), then `*.suffix` label by label, then the
+    chain without names."""
     wanted = name
     while True:
         for one in chains:

@@ -119,5 +119,5 @@ def test_what_a_server_is() -> None:
     placed = made.listeners[0].chains[0].placed
     assert placed.field == "spec.servers[0]"
     assert placed.route_name == "https.80.n.internalgateway.istio-system.10.0.0.1"
-    assert placed.server_names == {"a", "b"}
+    assert placed.server_names == ("a", "b")
     assert (placed.is_http, placed.is_tls, placed.is_passthrough, placed.routes_http) == (False, True, False, True)

@@ -30,6 +30,7 @@ from tests.mesh.builders import (
 )
 
 PLAIN = full("plain.default")
+LOUD = HELLO.upper()
 LOOSE = replace(SETTINGS, port_guard=PortGuard.WARN)
 TWO = (service("plain"), service())
 
@@ -180,6 +181,60 @@ def test_a_server_name_of_two_kinds_is_refused() -> None:
     assert ports(result) == ((), ())
     assert result.skipped[HELLO].reason is Reason.GATEWAY_NOT_PROGRAMMED
     assert "server name" in result.skipped[HELLO].message
+
+
+SECURE = tls_server(8443, "SIMPLE", "HTTPS", hosts=["HelloWorld.default.svc.cluster.local"])
+ENDING = tls_server(8443, "SIMPLE", hosts=["HelloWorld.default.svc.cluster.local"])
+REST = tls_server(8443, "SIMPLE", "HTTPS", name="rest")
+
+
+@pytest.mark.parametrize(
+    ("servers", "routes", "want"),
+    [
+        ([tls_server()], {"tls": [sni(LOUD)]}, ("destination", "host")),
+        ([tls_server()], {"tls": [sni("*.Default.svc.cluster.local")]}, ("destination",)),
+        ([SECURE], {"http": [http(HELLO)]}, ("destination", "host")),
+        ([ENDING], {"tcp": [l4(HELLO)]}, ("destination", "host")),
+        # the more specific name leads elsewhere, to what is there or to nothing
+        ([tls_server()], {"tls": [sni(LOUD, to_host=PLAIN), sni("*")]}, ("host",)),
+        ([tls_server()], {"tls": [sni(LOUD, to_host=full("gone.default")), sni("*")]}, ()),
+        # the chain is chosen whatever the case, its virtual hosts are not
+        ([tls_server(8443, "SIMPLE", "HTTPS", hosts=[LOUD]), REST], {"http": [http(PLAIN)], "hosts": [HELLO]}, ()),
+        ([REST], {"http": [http(PLAIN)], "hosts": [HELLO]}, ("host",)),
+    ],
+)
+def test_server_names_have_no_case(servers: Any, routes: Any, want: tuple[str, ...]) -> None:
+    result = loosely(gateway(*servers), virtual_service(**routes))
+    assert ports(result) == (((8443,), want) if want else ((), ()))
+
+
+@pytest.mark.parametrize(
+    ("servers", "routes", "places"),
+    [
+        (
+            [tls_server()],
+            {"tls": [sni(LOUD), sni(HELLO)]},
+            ["istio-system/helloworld spec.tls[0].match[0].sniHosts", "istio-system/helloworld spec.tls[1].match[0].sniHosts"],
+        ),
+        ([tls_server()], {"tls": [sni(LOUD, HELLO)]}, ["istio-system/helloworld spec.tls[0].match[0].sniHosts"]),
+        (
+            [tls_server(8443, "SIMPLE", "HTTPS", hosts=[HELLO, LOUD])],
+            {"http": [http(HELLO)]},
+            ["istio-system/internalgateway spec.servers[0]"],
+        ),
+        (
+            [tls_server(8443, "SIMPLE", "HTTPS", hosts=[HELLO], name="a"), tls_server(8443, "SIMPLE", hosts=[LOUD])],
+            {"tcp": [l4(HELLO)]},
+            ["istio-system/internalgateway spec.servers[0]", "istio-system/internalgateway spec.servers[1]"],
+        ),
+    ],
+)
+def test_one_server_name_in_two_spellings_is_refused(servers: Any, routes: Any, places: list[str]) -> None:
+    result = loosely(gateway(*servers), virtual_service(**routes))
+    assert ports(result) == ((), ())
+    message = next(one.message for one in result.problems if "Envoy refuses port 8443" in one.message)
+    assert f"server name {HELLO}" in message
+    assert [place for place in places if place not in message] == []
 
 
 def test_a_sni_name_repeated_on_another_address_is_none() -> None:
