@@ -237,6 +237,25 @@ def test_one_server_name_in_two_spellings_is_refused(servers: Any, routes: Any, 
     assert [place for place in places if place not in message] == []
 
 
+@pytest.mark.parametrize(
+    ("routes", "bound"),
+    [
+        ([sni(HELLO, HELLO)], False),
+        ([sni(HELLO), sni("x.example", "y.example", "x.example")], False),
+        # a match with `*` has no server names at all, a match that istiod drops none either
+        ([sni("*", HELLO, HELLO)], True),
+        ([sni(HELLO), sni("x.example", "x.example", HELLO)], True),
+    ],
+)
+def test_a_server_name_twice_in_one_list_is_refused(routes: Any, bound: bool) -> None:
+    result = loosely(gateway(tls_server()), virtual_service(tls=routes))
+    assert (HELLO in result.bound) is bound
+    if not bound:
+        assert result.skipped[HELLO].reason is Reason.GATEWAY_NOT_PROGRAMMED
+        message = next(one.message for one in result.problems if "Envoy refuses port 8443" in one.message)
+        assert f"twice in VirtualService istio-system/helloworld spec.tls[{len(routes) - 1}].match[0].sniHosts" in message
+
+
 def test_a_sni_name_repeated_on_another_address_is_none() -> None:
     result = loosely(
         gateway(tls_server(8443, bind="127.0.0.1"), tls_server(8443, hosts=["*.local"])),
