@@ -4,6 +4,7 @@
 Rules of this file:
 - a match is a path test and a set of conditions on things that a client may choose freely: headers, method, query parameters;
 - the authority is none of these: the client asks for one name, so such a test is kept apart and decided per name;
+- neither is the scheme: the gateway writes `x-forwarded-proto` itself, whatever the client sends;
 - header names have no case; `host` and `:authority` are one header to Envoy.
 """
 
@@ -21,6 +22,7 @@ FRESH = "~canal-dns~"
 
 _MAX_REGEX_PATHS = 24
 _AUTHORITY = (":authority", "host")
+_SCHEME = (":scheme", "x-forwarded-proto")
 _ALL_PATHS = StringMatch(Uses.PREFIX, "/")
 
 
@@ -141,6 +143,7 @@ class RouteMatch:
     conditions: frozenset[Condition] = frozenset()
     authority: tuple[Condition, ...] = ()
     scheme: tuple[Condition, ...] = ()
+    """Tests of the listener's scheme, by whichever header."""
 
     @property
     def is_catch_all(self) -> bool:
@@ -167,11 +170,14 @@ def translate(match: HttpMatch | None) -> RouteMatch:
     for name, pseudo in ((":method", match.method), (":authority", match.authority), (":scheme", match.scheme)):
         if pseudo is not None:
             conditions.append(Condition("header", name, pseudo))
+    headers = [one for one in conditions if one.where == "header"]
+    authority = tuple(one for one in headers if one.name == ":authority")
+    scheme = tuple(one for one in headers if one.name in _SCHEME)
     return RouteMatch(
         PathTest(path, match.ignore_uri_case),
-        frozenset(one for one in conditions if one.name not in (":authority", ":scheme")),
-        tuple(one for one in conditions if one.name == ":authority"),
-        tuple(one for one in conditions if one.name == ":scheme"),
+        frozenset(one for one in conditions if one not in (*authority, *scheme)),
+        authority,
+        scheme,
     )
 
 

@@ -20,6 +20,8 @@ Variable = tuple[str, str]
 
 _MAX_WORK = 50_000
 """Comparisons of a request with an earlier route that are made for one route and path."""
+_ALWAYS = frozenset({("header", ":method"), ("header", ":path"), ("header", "x-request-id"), ("header", "x-forwarded-for")})
+"""Headers that every request has at the gateway, and never empty: it writes them where the client does not."""
 
 
 def leaves_something(own: Conditions, blockers: Iterable[Conditions]) -> bool:
@@ -53,14 +55,18 @@ def _choices(conditions: Iterable[Condition], own: Conditions) -> dict[Variable,
         known = values.setdefault(condition.variable, [_default(condition.variable), FRESH, ""])
         known.extend(examples(condition.test))
     return {
-        variable: [value for value in dict.fromkeys(known) if all(one.passes(value) for one in own if one.variable == variable)]
+        variable: [
+            value
+            for value in dict.fromkeys(known)
+            if (value or variable not in _ALWAYS) and all(one.passes(value) for one in own if one.variable == variable)
+        ]
         for variable, known in values.items()
     }
 
 
 def _default(variable: Variable) -> str | None:
     """What a request has where nothing asks for more: no such header, but always some method."""
-    return FRESH if variable == ("header", ":method") else None
+    return FRESH if variable in _ALWAYS else None
 
 
 def _requests(values: Mapping[Variable, Sequence[str | None]]) -> Iterator[dict[Variable, str | None]]:
