@@ -322,6 +322,8 @@ def _checked(port: int, chains: tuple[SniChain, ...]) -> Chains:
             return f"Envoy refuses port {port}: server name {one.repeated} is there twice in {one.source}"
         for name in (None,) if one.names is None else sorted(one.names):
             other = taken.get(name)
+            if other is not None and other.source == one.source:
+                return f"Envoy refuses port {port}: istiod builds the filter chain of {one.source} twice"
             if other is not None:
                 what = "any connection" if name is None else f"server name {name}"
                 return f"Envoy refuses port {port}: {what} is taken by {other.source} and again by {one.source}"

@@ -164,6 +164,8 @@ class _Merge:
         self.tls_binds: dict[int, set[str]] = {}
         self.tls_hosts: dict[int, dict[str, str]] = {}
         self.slots: dict[_Slot, list[Placed]] = {}
+        self.twice: set[_Slot] = set()
+        """Slots that istiod lists twice, and so builds all filter chains of twice."""
         self.by_route: dict[str, list[Placed]] = {}
         self.dropped: list[Dropped] = []
 
@@ -196,7 +198,13 @@ class _Merge:
         return ""
 
     def _open(self, placed: Placed, slot: _Slot) -> None:
-        """addPlainTextServer, which takes TLS servers too."""
+        """addPlainTextServer, which takes TLS servers too. A slot that is there already loses its servers."""
+        if slot in self.slots:
+            self.twice.add(slot)
+            message = (
+                f"{placed.gateway} {placed.field}, of the same protocol without TLS, takes its place on port {placed.port}"
+            )
+            self.dropped.extend(Dropped(one.gateway, one.index, one.server, one.port, message) for one in self.slots[slot])
         if not placed.is_tls:
             self.plain[placed.port] = slot
         if placed.routes_http:
@@ -238,7 +246,8 @@ def _listeners(merge: _Merge) -> Iterable[Listener]:
         if protocol.lower() in HTTP:
             known.append(Chain("http", servers[0], servers[0].route_name, None, tls=False, sequence=start))
             continue
-        for sequence, placed in enumerate(servers, start):
+        times = 2 if (port, protocol, bind) in merge.twice else 1
+        for sequence, placed in enumerate(servers * times, start):
             if placed.terminates_https:
                 known.append(Chain("http", placed, placed.route_name, placed.server_names, tls=True, sequence=sequence))
             elif placed.is_passthrough:

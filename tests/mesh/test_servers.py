@@ -86,6 +86,27 @@ def test_two_servers_on_one_port(first: Any, second: Any, want: str, dropped: st
     assert not dropped or dropped in made.dropped[0].message
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "want", "dropped"),
+    [
+        (tls_server(80, "SIMPLE", "TCP"), tcp_server(80), "tcp(|-) tcp(|-)", "of the same protocol without TLS"),
+        (tls_server(80, "PASSTHROUGH", "TCP"), tcp_server(80), "tcp(|-) tcp(|-)", "of the same protocol without TLS"),
+        (tls_server(80, "SIMPLE", "MONGO"), server(80, "MONGO"), "tcp(|-) tcp(|-)", "of the same protocol without TLS"),
+        (tcp_server(80), tls_server(80, "SIMPLE", "TCP"), "tcp(|-)", "taken by"),
+        (tls_server(80, "SIMPLE", "TLS", hosts=["a"]), tcp_server(80), "tcp(|a|t) tcp(|-)", ""),
+        (tls_server(80, "SIMPLE", "TCP", hosts=["a"]), server(80, "tcp"), "tcp(|a|t) tcp(|-)", ""),
+        (tls_server(80, "SIMPLE", "TCP", hosts=["a"]), server(80, "MONGO"), "tcp(|a|t) tcp(|-)", ""),
+    ],
+)
+def test_a_plain_server_after_one_with_tls_of_its_protocol_is_built_twice(
+    first: Any, second: Any, want: str, dropped: str
+) -> None:
+    """serverPorts of mergeGateways has the port twice then, and only the younger server's chains."""
+    for made in (build(gateway(first, second)), build(gateway(first), gateway(second, name="younger"))):
+        assert shape(made) == [f"0.0.0.0:80 {want}"]
+        assert [dropped in one.message for one in made.dropped] == [True] * bool(dropped)
+
+
 def test_the_older_gateway_decides() -> None:
     made = build(gateway(tcp_server(80)), gateway(server(80), name="younger"))
     assert [(one.gateway, one.index) for one in made.dropped] == [("istio-system/younger", 0)]

@@ -255,6 +255,32 @@ def test_a_server_name_twice_in_one_list_is_refused(routes: Any, bound: bool) ->
         assert f"twice in VirtualService istio-system/helloworld spec.tls[{len(routes) - 1}].match[0].sniHosts" in message
 
 
+OVER_TLS = tls_server(9000, "SIMPLE", "TCP", hosts=["x.example"])
+
+
+@pytest.mark.parametrize(
+    ("gateways", "refused"),
+    [
+        ([gateway(OVER_TLS, tcp_server())], True),
+        ([gateway(tls_server(9000, "PASSTHROUGH", "TCP"), tcp_server())], True),
+        ([gateway(OVER_TLS, created=1), gateway(tcp_server(), name="younger", created=2)], True),
+        ([gateway(tls_server(9000, "SIMPLE", "MONGO"), server(9000, "MONGO"))], True),
+        ([gateway(tcp_server(), OVER_TLS)], False),
+        ([gateway(tls_server(9000, "SIMPLE", hosts=["x.example"]), tcp_server())], False),
+        ([gateway(tls_server(9000, "SIMPLE", "TCP"), tcp_server(bind="127.0.0.1"))], False),
+        # no route for the plain server: no filter chain, and what is beside it stands
+        ([gateway(tls_server(9000), OVER_TLS, tcp_server(hosts=["y.example"]))], False),
+    ],
+)
+def test_plain_tcp_after_tcp_with_tls_is_refused(gateways: Any, refused: bool) -> None:
+    names = ["istio-system/internalgateway", "istio-system/younger"]
+    routes = {"tcp": [l4(HELLO)], "tls": [sni(HELLO)]}
+    result = loosely(*gateways, virtual_service(hosts=[HELLO, "x.example"], gateways=names, **routes))
+    assert (HELLO in result.bound) is not refused
+    assert any("istiod builds the filter chain of Gateway" in one.message for one in result.problems) is refused
+    assert not refused or result.skipped[HELLO].reason is Reason.GATEWAY_NOT_PROGRAMMED
+
+
 def test_a_sni_name_repeated_on_another_address_is_none() -> None:
     result = loosely(
         gateway(tls_server(8443, bind="127.0.0.1"), tls_server(8443, hosts=["*.local"])),
