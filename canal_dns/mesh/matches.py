@@ -5,6 +5,8 @@ Rules of this file:
 - a match is a path test and a set of conditions on things that a client may choose freely: headers, method, query parameters;
 - the authority is none of these: the client asks for one name, so such a test is kept apart and decided per name;
 - neither is the scheme: the gateway writes `x-forwarded-proto` itself, whatever the client sends;
+- what a regular expression takes that is not understood, nobody knows: it may take all that stands behind it, and surely takes
+  nothing itself (a name is rather not bound than sent astray);
 - header names have no case; `host` and `:authority` are one header to Envoy.
 """
 
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from canal_dns.mesh.patterns import Pattern, pattern
+from canal_dns.mesh.patterns import Pattern, beginning, pattern
 from canal_dns.mesh.records import HttpMatch, StringMatch, Uses
 
 FRESH = "~canal-dns~"
@@ -27,7 +29,7 @@ _ALL_PATHS = StringMatch(Uses.PREFIX, "/")
 
 
 def holds(test: StringMatch, value: str | None) -> bool:
-    """A test on a value; None: the header or parameter is not there."""
+    """A test surely takes a value; None: the header or parameter is not there."""
     if value is None:
         return False
     if test.uses is Uses.EXACT:
@@ -37,7 +39,7 @@ def holds(test: StringMatch, value: str | None) -> bool:
     if test.uses is Uses.PRESENT:
         return True
     known = pattern(test.value)
-    return known.takes(value) if known else value == _unknown(test.value)
+    return known is not None and known.takes(value)
 
 
 def examples(test: StringMatch) -> list[str]:
@@ -50,14 +52,9 @@ def examples(test: StringMatch) -> list[str]:
         return [FRESH]
     known = pattern(test.value)
     if known is None:
-        return [_unknown(test.value)]
+        return []
     shortest = known.examples(limit=4)
     return [text for text in (FRESH, *(short + FRESH for short in shortest), *shortest) if known.takes(text)]
-
-
-def _unknown(regex: str) -> str:
-    """Stands for the texts of an expression that is not understood: different from everything else."""
-    return f"/{FRESH}{regex}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +71,22 @@ class Condition:
     def variable(self) -> tuple[str, str]:
         return self.where, self.name
 
+    @property
+    def understood(self) -> bool:
+        """What passes is known. `:path` is that of the request with its query, and is nobody's choice apart from these."""
+        if self.test.uses is Uses.REGEX and pattern(self.test.value) is None:
+            return False
+        return self.name != ":path" or self.where != "header" or self.test.uses is Uses.PRESENT
+
+    def may_pass(self, value: str | None) -> bool:
+        """It passes, or nobody knows. A header that is missing passes no test that is not inverted."""
+        return self.passes(value) if self.understood else value is not None or self.inverted
+
     def passes(self, value: str | None) -> bool:
-        """Envoy reads a missing header as "" in an inverted test, unless that asks for presence (TreatMissingHeaderAsEmpty)."""
+        """It surely passes. Envoy reads a missing header as "" in an inverted test, unless that asks for presence
+        (TreatMissingHeaderAsEmpty)."""
+        if not self.understood:
+            return False
         if not self.inverted:
             return holds(self.test, value)
         if value is None and self.test.uses is not Uses.PRESENT:
@@ -91,11 +102,14 @@ class PathTest:
     fold: bool = False
 
     def takes(self, path: str) -> bool:
+        """It takes the path, or may take it, for all that is known."""
         wanted = self.test.value
         if self.fold and self.test.uses is not Uses.REGEX:
             path, wanted = path.lower(), wanted.lower()
         if self.test.uses is Uses.PREFIX:
             return path.startswith(wanted)
+        if self.test.uses is Uses.REGEX and pattern(wanted) is None:
+            return path.startswith(beginning(wanted))
         return path == wanted if self.test.uses is Uses.EXACT else holds(self.test, path)
 
     def candidates(self) -> tuple[str, ...]:
@@ -120,7 +134,6 @@ def _candidates(test: PathTest) -> tuple[str, ...]:
 def _regex_paths(regex: str) -> Iterator[str]:
     known = pattern(regex)
     if known is None:
-        yield _unknown(regex)
         return
     shortest = known.examples("/")
     for at in range(len(shortest[0]) if shortest else 0, 0, -1):
@@ -143,7 +156,8 @@ class RouteMatch:
     conditions: frozenset[Condition] = frozenset()
     authority: tuple[Condition, ...] = ()
     scheme: tuple[Condition, ...] = ()
-    """Tests of the listener's scheme, by whichever header."""
+    """Tests of the listener's scheme, by whichever header. Those that are not understood are among the conditions, as those of
+    the authority."""
 
     @property
     def is_catch_all(self) -> bool:
@@ -170,7 +184,7 @@ def translate(match: HttpMatch | None) -> RouteMatch:
     for name, pseudo in ((":method", match.method), (":authority", match.authority), (":scheme", match.scheme)):
         if pseudo is not None:
             conditions.append(Condition("header", name, pseudo))
-    headers = [one for one in conditions if one.where == "header"]
+    headers = [one for one in conditions if one.where == "header" and one.understood]
     authority = tuple(one for one in headers if one.name == ":authority")
     scheme = tuple(one for one in headers if one.name in _SCHEME)
     return RouteMatch(

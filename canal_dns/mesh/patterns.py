@@ -3,13 +3,14 @@
 Rules of this file:
 - RE2's common syntax becomes a small automaton that is run in linear time: the expressions are written by tenants, and Python's
   own `re` can be made to run for hours;
-- what is not understood (word boundaries, Unicode classes, inner anchors, flags, huge repetitions) gives None: the caller then
-  knows nothing but that equal expressions are equal;
-- Envoy matches the whole text (safe_regex), so `^` in front and `$` at the end change nothing.
+- what is not understood (word boundaries, Unicode classes, multi-line mode, huge repetitions) gives None: the caller then knows
+  nothing but how a text that it takes must begin (`beginning`);
+- Envoy matches the whole text (safe_regex); `^` and `$` hold at its ends only.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -40,23 +41,45 @@ _SPACE = _mask("\t\n\f\r ")
 _CLASSES = {
     "d": _DIGIT, "D": _ALL & ~_DIGIT, "w": _WORD, "W": _ALL & ~_WORD, "s": _SPACE, "S": _ALL & ~_SPACE,
 }  # fmt: skip
+_NAMED = {
+    "alnum": _WORD & ~_mask("_"), "alpha": _WORD & ~_DIGIT & ~_mask("_"), "ascii": _OTHER - 1, "blank": _mask(" \t"),
+    "cntrl": (1 << 32) - 1 | 1 << 127, "digit": _DIGIT, "graph": _mask("".join(map(chr, range(33, 127)))),
+    "lower": _mask("abcdefghijklmnopqrstuvwxyz"), "print": _mask("".join(map(chr, range(32, 127)))),
+    "punct": _mask("".join(map(chr, range(33, 127)))) & ~_WORD | _mask("_"), "space": _SPACE | _mask("\v"),
+    "upper": _mask("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), "word": _WORD, "xdigit": _DIGIT | _mask("abcdefABCDEF"),
+}  # fmt: skip
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v"}
 
 
 class Pattern:
-    """An automaton: states are numbers, 0 is the start."""
+    """An automaton: states are numbers. `anchors`: steps that are silent at one end of the text, (from, to) by `^` or `$`."""
 
-    __slots__ = ("_accept", "_moves", "_start")
+    __slots__ = ("_accepting", "_empty", "_moves", "_start")
 
-    def __init__(self, moves: list[list[tuple[int, int]]], silent: list[list[int]], start: int, accept: int) -> None:
+    def __init__(
+        self,
+        moves: list[list[tuple[int, int]]],
+        silent: list[list[int]],
+        anchors: dict[str, list[tuple[int, int]]],
+        start: int,
+        accept: int,
+    ) -> None:
         closures = [_closure(silent, state) for state in range(len(moves))]
         self._moves = [[(mask, closures[target]) for mask, target in edges] for edges in moves]
-        self._start = closures[start]
-        self._accept = accept
+        self._start = _closure(_joined(silent, anchors["^"]), start)
+        self._empty = accept in _closure(_joined(silent, anchors["^"] + anchors["$"]), start)
+        backwards: list[list[int]] = [[] for _ in silent]
+        for state, targets in enumerate(_joined(silent, anchors["$"])):
+            for target in targets:
+                backwards[target].append(state)
+        self._accepting = _closure(backwards, accept)
 
     def takes(self, text: str) -> bool:
         """It matches the whole of `text`."""
-        return self._accept in self._after(text)
+        return self._ends(self._after(text), text)
+
+    def _ends(self, states: frozenset[int], text: str) -> bool:
+        return not self._accepting.isdisjoint(states) if text else self._empty
 
     def examples(self, start: str = "", limit: int = 12) -> list[str]:
         """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit."""
@@ -65,7 +88,7 @@ class Pattern:
         visits: Counter[frozenset[int]] = Counter()
         queue = [(states, start)]
         for current, text in queue:
-            if self._accept in current:
+            if self._ends(current, text):
                 found.append(text)
                 if len(found) >= limit:
                     break
@@ -112,6 +135,17 @@ def pattern(regex: str) -> Pattern | None:
         return None
 
 
+_PLAIN = re.compile(r"\^?([A-Za-z0-9/_~%-]*)(.?)", re.DOTALL)
+
+
+def beginning(regex: str) -> str:
+    """What a text begins with that an expression takes, be it understood or not; "" if nothing is sure."""
+    found = _PLAIN.match(regex)
+    if found is None or "|" in regex:
+        return ""
+    return found[1][:-1] if found[2] and found[2] in "*?{" else found[1]
+
+
 class _Unknown(Exception):  # noqa: N818
     """Something that this file does not understand."""
 
@@ -125,6 +159,13 @@ def _closure(silent: list[list[int]], state: int) -> frozenset[int]:
                 reached.add(target)
                 todo.append(target)
     return frozenset(reached)
+
+
+def _joined(silent: list[list[int]], more: list[tuple[int, int]]) -> list[list[int]]:
+    joined = [list(targets) for targets in silent]
+    for state, target in more:
+        joined[state].append(target)
+    return joined
 
 
 def _picks(mask: int) -> list[str]:
@@ -145,21 +186,21 @@ class _Parser:
     """Recursive descent over the expression, building states on the way (Thompson's construction)."""
 
     def __init__(self, regex: str) -> None:
-        self.fold = regex.startswith("(?i)")
-        self.text = regex[4:] if self.fold else regex
-        self.text = self.text.removeprefix("^")
-        if self.text.endswith("$") and not self.text.endswith("\\$"):
-            self.text = self.text[:-1]
+        self.text = regex
+        self.flags: frozenset[str] = frozenset()
         self.at = 0
         self.depth = 0
         self.moves: list[list[tuple[int, int]]] = []
         self.silent: list[list[int]] = []
+        self.anchors: dict[str, list[tuple[int, int]]] = {"^": [], "$": []}
+        self.single = False
+        """What was read last cannot be repeated: an anchor, or flags."""
 
     def parse(self) -> Pattern:
         first, last = self._alternatives()
         if self.at != len(self.text):
             raise _Unknown
-        return Pattern(self.moves, self.silent, first, last)
+        return Pattern(self.moves, self.silent, self.anchors, first, last)
 
     def _state(self) -> int:
         if len(self.moves) >= _MAX_STATES:
@@ -197,11 +238,15 @@ class _Parser:
 
     def _repeated(self) -> _Piece:
         origin = self.at
+        self.single = False
         piece = self._atom()
+        single = self.single
         after = self.at
         low, high = self._count()
-        if (low, high) == (1, 1):
+        if self.at == after:
             return piece
+        if single:
+            raise _Unknown
         resume, self.at = self.at, after
         first = last = self._state()
         copies = max(low, high if high is not None else low, 1)
@@ -257,31 +302,55 @@ class _Parser:
             return self._group()
         if char == "[":
             return self._one(self._set())
+        if char in "^$":
+            return self._anchor(char)
         if char == ".":
-            return self._one(_DOT)
+            return self._one(_ALL if "s" in self.flags else _DOT)
         if char == "\\":
             return self._one(self._escape())
-        if char in "*+?{^$":
+        if char in "*+?{":
             raise _Unknown
         return self._one(self._folded(_mask(char)))
 
+    def _anchor(self, char: str) -> _Piece:
+        first, last = self._state(), self._state()
+        self.anchors[char].append((first, last))
+        self.single = True
+        return first, last
+
     def _group(self) -> _Piece:
+        outside = self.flags
         if self._peek() == "?":
             self.at += 1
-            opening = self._next()
-            if opening == "P" or opening == "<":
+            if self._peek() and self._peek() in "P<":
                 self.at = self.text.find(">", self.at) + 1
                 if self.at == 0:
                     raise _Unknown
-            elif opening != ":":
-                raise _Unknown
+            elif self._flags() == ")":
+                self.single = True
+                state = self._state()
+                return state, state
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise _Unknown
         piece = self._alternatives()
         self.depth -= 1
         self._next()
+        self.flags = outside
+        self.single = False
         return piece
+
+    def _flags(self) -> str:
+        """Read flags up to `:` (for this group) or `)` (for the rest of the group around it); returns which."""
+        add = True
+        while (char := self._next()) not in ":)":
+            if char == "-" and add:
+                add = False
+            elif char in "isU":
+                self.flags = self.flags | {char} if add else self.flags - {char}
+            else:
+                raise _Unknown
+        return char
 
     def _one(self, mask: int) -> _Piece:
         first, last = self._state(), self._state()
@@ -313,7 +382,7 @@ class _Parser:
     def _range(self) -> int:
         low = self._next()
         if low == "[" and self._peek() == ":":
-            raise _Unknown
+            return self._named()
         if low == "\\":
             return self._escape()
         if self._peek() != "-" or self.text[self.at + 1 : self.at + 2] in ("]", ""):
@@ -324,8 +393,17 @@ class _Parser:
             raise _Unknown
         return _mask("".join(map(chr, range(ord(low), ord(high) + 1))))
 
+    def _named(self) -> int:
+        name, end, rest = self.text[self.at + 1 :].partition(":]")
+        inverted = name.startswith("^")
+        if not end or name.removeprefix("^") not in _NAMED:
+            raise _Unknown
+        self.at = len(self.text) - len(rest)
+        mask = _NAMED[name.removeprefix("^")]
+        return _ALL & ~mask if inverted else mask
+
     def _folded(self, mask: int) -> int:
-        if not self.fold:
+        if "i" not in self.flags:
             return mask
         lower, upper = _mask("abcdefghijklmnopqrstuvwxyz"), _mask("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
         return mask | (mask & upper) << 32 | (mask & lower) >> 32

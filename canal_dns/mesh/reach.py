@@ -20,7 +20,10 @@ Variable = tuple[str, str]
 
 _MAX_WORK = 50_000
 """Comparisons of a request with an earlier route that are made for one route and path."""
-_ALWAYS = frozenset({("header", ":method"), ("header", ":path"), ("header", "x-request-id"), ("header", "x-forwarded-for")})
+_ALWAYS = frozenset(
+    ("header", name)
+    for name in (":method", ":path", ":scheme", ":authority", "x-forwarded-proto", "x-forwarded-for", "x-request-id")
+)
 """Headers that every request has at the gateway, and never empty: it writes them where the client does not."""
 
 
@@ -80,8 +83,8 @@ def _fixed(own: Conditions) -> dict[Variable, str]:
 
 def _contradicts(way: Conditions, fixed: Mapping[Variable, str]) -> bool:
     """No request for the route can pass this blocker: the route itself fixes the value that the blocker tests."""
-    return any(one.variable in fixed and not one.passes(fixed[one.variable]) for one in way)
+    return any(one.variable in fixed and not one.may_pass(fixed[one.variable]) for one in way)
 
 
 def _passes(way: Conditions, request: Mapping[Variable, str | None]) -> bool:
-    return all(one.passes(request.get(one.variable, _default(one.variable))) for one in way)
+    return all(one.may_pass(request.get(one.variable, _default(one.variable))) for one in way)
