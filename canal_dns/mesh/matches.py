@@ -12,6 +12,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,9 @@ FRESH = "~canal-dns~"
 _MAX_REGEX_PATHS = 24
 _AUTHORITY = (":authority", "host")
 _SCHEME = (":scheme", "x-forwarded-proto")
+_NO_PATH = re.compile(r"[^/]|.*(?:[\x00-\x20?#\x7f]|/\.\.?(?:/|\Z))", re.DOTALL)
+"""A path that no request has when its route is looked for: the query is cut off, and istiod lets Envoy resolve `.` and `..`
+(normalize_path)."""
 _ALL_PATHS = StringMatch(Uses.PREFIX, "/")
 
 
@@ -113,7 +117,7 @@ class PathTest:
         return path == wanted if self.test.uses is Uses.EXACT else holds(self.test, path)
 
     def candidates(self) -> tuple[str, ...]:
-        """Paths that pass, such that a request for this route alone has one of them: the least foreseen ones first."""
+        """Paths that arrive and pass, such that a request for this route alone has one of them: the least foreseen first."""
         return _candidates(self)
 
 
@@ -121,14 +125,14 @@ class PathTest:
 def _candidates(test: PathTest) -> tuple[str, ...]:
     value = test.test.value
     if test.test.uses is Uses.REGEX:
-        paths = list(dict.fromkeys(_regex_paths(value)))[:_MAX_REGEX_PATHS]
+        paths = list(dict.fromkeys(path for path in _regex_paths(value) if not _NO_PATH.match(path)))[:_MAX_REGEX_PATHS]
     elif test.test.uses is Uses.EXACT:
         paths = [value]
     else:
         paths = [value + FRESH, f"{value.removesuffix('/')}/{FRESH}", value]
     if test.fold:
         paths += [variant for path in paths for variant in (path.lower(), path.upper(), path.swapcase())]
-    return tuple(dict.fromkeys(path for path in paths if path.startswith("/") and test.takes(path)))
+    return tuple(dict.fromkeys(path for path in paths if path and not _NO_PATH.match(path) and test.takes(path)))
 
 
 def _regex_paths(regex: str) -> Iterator[str]:

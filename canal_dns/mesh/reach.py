@@ -15,6 +15,9 @@ from itertools import islice, product
 from canal_dns.mesh.matches import FRESH, Condition, examples
 from canal_dns.mesh.records import Uses
 
+_CONNECT = (("header", ":method"), "CONNECT")
+"""Comes to no route by its path: Envoy matches it by `connect_matcher` alone, which istiod never writes."""
+
 Conditions = frozenset[Condition]
 Variable = tuple[str, str]
 
@@ -61,7 +64,9 @@ def _choices(conditions: Iterable[Condition], own: Conditions) -> dict[Variable,
         variable: [
             value
             for value in dict.fromkeys(known)
-            if (value or variable not in _ALWAYS) and all(one.passes(value) for one in own if one.variable == variable)
+            if (value or variable not in _ALWAYS)
+            and (variable, value) != _CONNECT
+            and all(one.passes(value) for one in own if one.variable == variable)
         ]
         for variable, known in values.items()
     }
