@@ -207,6 +207,11 @@ def _entry(case: Trace, host: VirtualHost, entry: Entry) -> Finding:
         return case.no(Stage.MATCH, Reason.MATCH_NOT_APPLICABLE, message, f"{rule.field}.match", rule.owner)
     if not host.reached(entry, name):
         blockers = host.in_the_way(entry, name)
+        if not blockers:
+            message = (
+                "its match asks for what no request surely has: a path or method that never arrives, or an unknown expression"
+            )
+            return case.no(Stage.MATCH, Reason.MATCH_NOT_APPLICABLE, message, f"{rule.field}.match", rule.owner)
         others = joined(dict.fromkeys(f"{one.virtual_service} {one.built.rule.field}" for one in blockers[:3]))
         older = "earlier routes take" if len(blockers) > 1 else "an earlier route takes"
         message = f"{older} every request that would come to this one: VirtualService {others}"

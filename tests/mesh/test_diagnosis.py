@@ -269,3 +269,10 @@ def test_the_gateways_service_is_there_but_not_usable() -> None:
     assert found.message.startswith(
         "the gateway's Service istio-system/internalgateway is there but not usable (spec.clusterIPs[0]: "
     )
+
+
+@pytest.mark.parametrize("uri", [{"exact": "/a?x=1"}, {"regex": r"/\bfoo"}, {"prefix": "/a b"}])
+def test_a_match_that_no_request_surely_has_is_told_as_that(uri: Any) -> None:
+    found = skipped(virtual_service(http(HELLO, match={"uri": uri})))
+    assert (found.reason, found.field) == (Reason.MATCH_NOT_APPLICABLE, "spec.http[0].match")
+    assert "no request surely has" in found.message
