@@ -70,7 +70,7 @@ class View:
         for record in records:
             kept.add((record.namespace, record.name))
             changed |= self.apply(record)
-        for key in [*self._records[kind], *self._skips[kind]]:
+        for key in self.keys(kind):
             if key not in kept:
                 changed |= self.delete(kind, *key)
         return changed
@@ -130,6 +130,14 @@ class View:
     def skip(self, kind: str, key: Key) -> Skip | None:
         """Why an object that is there cannot be used."""
         return self._skips[kind].get(key)
+
+    def find(self, kind: str, key: Key) -> Record | Skip | None:
+        """An object as last seen, usable or not."""
+        return self._state(kind, key)
+
+    def keys(self, kind: str) -> list[Key]:
+        """Every object of a kind, usable or not."""
+        return [*self._records[kind], *self._skips[kind]]
 
     def count(self, kind: str) -> int:
         """Usable objects of a kind."""

@@ -40,6 +40,14 @@ def test_an_object_that_became_unusable_takes_the_place_of_its_former_self() -> 
     assert view.skips() == []
 
 
+def test_objects_are_found_usable_or_not() -> None:
+    view = View([HELLO, Service("default", "other")])
+    view.apply(BROKEN)
+    assert view.find("Service", ("default", "helloworld")) == BROKEN
+    assert view.find("Service", ("default", "nobody")) is None
+    assert sorted(view.keys("Service")) == [("default", "helloworld"), ("default", "other")]
+
+
 def test_reset_is_a_relist() -> None:
     other = Service("default", "other")
     view = View([HELLO, BROKEN, other])
