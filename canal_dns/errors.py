@@ -3,9 +3,11 @@
     CanalError
     ├── ConfigError     the configuration or a command line: says where, which value, what is allowed (exit code 2)
     ├── ManifestError   a file of manifests that cannot be read: says file and line
+    ├── ClusterError    an API server that cannot be asked: configuration, authentication, refusal (exit code 2)
     ├── WireError       bytes that are not a DNS message (answered by FORMERR, or dropped)
     ├── TableError      an answer that cannot be encoded or published
     ├── ListenError     an address that cannot be bound (exit code 1)
+    ├── SnapshotError   a saved table that cannot be used (it is left aside) or written (it is tried again)
     ├── WorkerError     worker processes that do not start, or die one after the other (exit code 1)
     └── RemoteError     a running server that does not answer `--server URL` (exit code 1)
 
@@ -41,6 +43,24 @@ class ManifestError(CanalError):
         self.problem = problem
         place = path if line is None else f"{path}:{line}"
         super().__init__(f"{place}: {problem}")
+
+
+class ClusterError(CanalError):
+    """An API server that cannot be asked. `place`: kubeconfig, context, URL or kind; `problem` in the other side's words."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        self.place = place
+        self.problem = problem
+        super().__init__(f"{place}: {problem}")
+
+
+class SnapshotError(CanalError):
+    """A saved answer table that cannot be used, or one that cannot be written. `path` of the file, `problem` in a sentence."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path}: {problem}")
 
 
 class WireError(CanalError):

@@ -7,6 +7,7 @@ import pytest
 
 from canal_dns.errors import ConfigError
 from canal_dns.settings import (
+    ClusterSettings,
     CrossNamespace,
     Endpoint,
     GatewayUnready,
@@ -92,10 +93,33 @@ def test_what_must_be_said_is_enough():
         ("log.level", "info"),
         ("log.format", LogFormat.TEXT),
         ("log.queries", False),
+        ("source.cluster", None),
+        ("snapshot.path", ""),
+        ("snapshot.max_age", 86400.0),
+        ("snapshot.ready_after", 10.0),
     ],
 )
 def test_defaults_are_pinned(path, expected):
     assert setting(parse(MINIMAL), path) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ClusterSettings()),
+        (None, ClusterSettings()),
+        ({"kubeconfig": "f"}, ClusterSettings("f")),
+        ({"kubeconfig": "f", "context": "prod"}, ClusterSettings("f", "prod")),
+    ],
+)
+def test_a_cluster_as_the_source(given, expected):
+    source = parse(MINIMAL | {"source": {"cluster": given}}).source
+    assert (source.cluster, source.manifests) == (expected, "")
+
+
+def test_where_the_table_is_saved():
+    snapshot = parse(MINIMAL | {"snapshot": {"path": "/var/lib/canal-dns/table", "maxAge": "6h"}}).snapshot
+    assert (snapshot.path, snapshot.max_age) == ("/var/lib/canal-dns/table", 21600.0)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +217,12 @@ def test_values(key, value, path, expected):
         ("gateways", ["a/b"], "gateways[0]", "a mapping"),
         ("gateways", [{"service": "a/b", "podLabels": {"x": 1}}], "gateways[0].podLabels", "a mapping of label names"),
         ("source", {}, "source", "say where the objects come from"),
-        ("source", {"cluster": {}}, "source.cluster", "`source.manifests` only"),
+        ("source", {"cluster": {}, "manifests": "m"}, "source", "one of the two"),
+        ("source", {"cluster": {"context": "prod"}}, "source.cluster.context", "name `kubeconfig` too"),
+        ("source", {"cluster": {"kubeconfg": "f"}}, "source.cluster.kubeconfg", "did you mean 'kubeconfig'"),
+        ("source", {"cluster": "in"}, "source.cluster", "a mapping"),
+        ("snapshot", {"path": 7}, "snapshot.path", "a text"),
+        ("snapshot", {"maxAge": "1s"}, "snapshot.maxAge", "from 60s"),
         ("source", {"manifests": 7}, "source.manifests", "a text"),
         ("ttl", 0, "ttl", "from 1 to 3600"),
         ("ttl", 3601, "ttl", "from 1 to 3600"),

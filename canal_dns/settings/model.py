@@ -37,6 +37,14 @@ class Endpoint:
     def is_wildcard(self) -> bool:
         return ipaddress.ip_address(self.host).is_unspecified
 
+    def overlaps(self, other: Endpoint) -> bool:
+        """They cannot be bound side by side: the same, or a wildcard that has the other. Port 0 is any free one."""
+        return (
+            self.port == other.port != 0
+            and self.is_ipv6 == other.is_ipv6
+            and (self.host == other.host or self.is_wildcard or other.is_wildcard)
+        )
+
 
 class Sentinel(Enum):
     """What marks our own upstream queries, so that CoreDNS does not send them back (Layout B)."""
@@ -128,7 +136,7 @@ class ForwardSettings:
     budget: float = 1.5
     """Seconds in all for one client query: below CoreDNS's read time-out of 2 s, else it marks us down for its own fault."""
     max_outstanding: int = 10_000
-    """Upstream queries that may wait in one worker; one more is answered SERVFAIL at once and counted."""
+    """Clients' queries that may wait for an upstream in one worker; one more is answered SERVFAIL at once and counted."""
     max_outstanding_per_client: int = 1000
     """Of these, of one client address (DNSBomb, CVE-2024-33655)."""
     discard_age: float = 1.9
@@ -172,11 +180,36 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Which API server is watched, and as whom."""
+
+    kubeconfig: str = ""
+    """A kubeconfig file; "": the service account of the pod that this process runs in."""
+    context: str = ""
+    """A context of the kubeconfig; "": its current one."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSettings:
-    """Where Kubernetes objects come from."""
+    """Where Kubernetes objects come from: exactly one of the two."""
 
     manifests: str = ""
     """A file, or a folder that is read recursively (`*.yaml`, `*.yml`, `*.json`), watched."""
+    cluster: ClusterSettings | None = None
+    """An API server, watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSettings:
+    """The last answer table on disk, for a restart while the API server is away."""
+
+    path: str = ""
+    """The file; its folder must be there and writable. "": none is kept."""
+    max_age: float = 86400.0
+    """Seconds; an older one is not used: the longer ago, the more likely a VIP belongs to somebody else."""
+    ready_after: float = 10.0
+    """Seconds after the start when the saved table makes us ready: an API server that is there is read in less, and knows
+    better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,5 +301,6 @@ class Settings:
     health: HealthSettings = HealthSettings()
     binding: BindingSettings = BindingSettings()
     log: LogSettings = LogSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What is allowed but hardly meant; `serve` logs it, `check` prints it."""

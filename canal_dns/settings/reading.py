@@ -20,6 +20,7 @@ from canal_dns.settings.model import (
     AccessSettings,
     BindingSettings,
     CacheSettings,
+    ClusterSettings,
     CrossNamespace,
     Endpoint,
     ForwardSettings,
@@ -35,6 +36,7 @@ from canal_dns.settings.model import (
     RateLimitSettings,
     Sentinel,
     Settings,
+    SnapshotSettings,
     SourceSettings,
     TcpSettings,
     ZoneSettings,
@@ -69,11 +71,14 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     cache = _cache(top.section("cache"))
     access = _access(top.section("access"))
     log = _log(top.section("log"))
+    snapshot = _snapshot(top.section("snapshot"))
     tcp, forward = _limits(top.section("limits"), upstreams, sentinel)
     top.done()
 
-    if not source.manifests:
-        raise ConfigError("source", None, "say where the objects come from: `source: {manifests: FILE-OR-FOLDER}`")
+    if not source.manifests and source.cluster is None:
+        raise ConfigError(
+            "source", None, "say where the objects come from: `source: {cluster: {}}` or `source: {manifests: FILE-OR-FOLDER}`"
+        )
     if not gateways:
         raise ConfigError("gateways", None, "name at least one internal gateway: `gateways: [{service: NAMESPACE/NAME}]`")
     if not upstreams and not offline:
@@ -91,6 +96,7 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
         health=health,
         binding=binding,
         log=log,
+        snapshot=snapshot,
         warnings=tuple(_warnings(listen, forward, access)),
     )
 
@@ -101,21 +107,41 @@ def _refuse_overlaps(listen: tuple[Endpoint, ...], admin: Endpoint | None) -> No
         raise ConfigError("listen", None, 'name at least one address: `listen: ["0.0.0.0:1053"]`')
     taken: list[tuple[str, Endpoint]] = []
     for key, address in [*((f"listen[{index}]", one) for index, one in enumerate(listen)), ("admin", admin)]:
-        if address is None or address.port == 0:
+        if address is None:
             continue
         for other_key, other in taken:
-            same_port = address.port == other.port and address.is_ipv6 == other.is_ipv6
-            if same_port and (address.host == other.host or address.is_wildcard or other.is_wildcard):
+            if address.overlaps(other):
                 raise ConfigError(key, str(address), f"{other_key} ({other}) has that address already")
         taken.append((key, address))
 
 
 def _source(section: _Section) -> SourceSettings:
+    cluster = None
     if "cluster" in section.mapping:
-        raise ConfigError("source.cluster", section.mapping["cluster"], "this version reads `source.manifests` only")
-    source = SourceSettings(section.take("manifests", _text, SourceSettings().manifests))
+        given = section.section("cluster")
+        cluster = ClusterSettings(
+            kubeconfig=given.take("kubeconfig", _text, ClusterSettings().kubeconfig),
+            context=given.take("context", _text, ClusterSettings().context),
+        )
+        given.done()
+        if cluster.context and not cluster.kubeconfig:
+            raise ConfigError("source.cluster.context", cluster.context, "a context is one of a file: name `kubeconfig` too")
+    source = SourceSettings(section.take("manifests", _text, SourceSettings().manifests), cluster)
     section.done()
+    if source.manifests and source.cluster is not None:
+        raise ConfigError("source", ["cluster", "manifests"], "objects come from one of the two")
     return source
+
+
+def _snapshot(section: _Section) -> SnapshotSettings:
+    default = SnapshotSettings()
+    snapshot = SnapshotSettings(
+        path=section.take("path", _text_or_nothing, default.path),
+        max_age=section.take("maxAge", _duration(60, 30 * 86400), default.max_age),
+        ready_after=section.take("readyAfter", _duration(0, 3600), default.ready_after),
+    )
+    section.done()
+    return snapshot
 
 
 def _binding(section: _Section, mesh: _Section, gateways: tuple[InternalGateway, ...], zone: ZoneSettings) -> BindingSettings:
@@ -345,6 +371,10 @@ def _boolean(where: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(where, value, "true or false is needed")
     return value
+
+
+def _text_or_nothing(where: str, value: object) -> str:
+    return "" if value == "" else _text(where, value)
 
 
 def _text(where: str, value: object) -> str:
