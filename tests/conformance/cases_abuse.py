@@ -326,7 +326,7 @@ def fuz_06(workers, case):
     """10,000 questions to CoreDNS directly and through canal-dns: what differs beside RA and AA is ours."""
     binary = os.environ.get("CANAL_DNS_COREDNS") or shutil.which("coredns") or Path.home() / ".cache/canal-dns/bin/coredns"
     if not Path(binary).exists():
-        raise NotRun("no CoreDNS: set CANAL_DNS_COREDNS, or build it with `python -m tests.e2e.coredns`")
+        raise NotRun("no CoreDNS: set CANAL_DNS_COREDNS, or build it with `python -m tests.e2e.binaries coredns`")
     with tempfile.TemporaryDirectory(prefix="canal-dns-") as folder, contextlib.ExitStack() as stack:
         port = free_port("127.0.0.1")
         (Path(folder) / "zone").write_text(ZONE)

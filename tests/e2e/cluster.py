@@ -126,6 +126,12 @@ def parent_corefile(folder: Path) -> str:
 # --- manifests ---------------------------------------------------------------------------------------------------------
 
 
+def settings(manifests: Path) -> dict[str, Any]:
+    """canal-dns's settings for these objects."""
+    gateways = [{"service": "istio-system/internalgateway"}, {"service": "istio-system/internalgateway-v4"}]
+    return {"source": {"manifests": str(manifests)}, "gateways": gateways}
+
+
 def write_manifests(folder: Path) -> None:
     """One file per subject, so that a test can take away or change one of them."""
     write(folder / "services.yaml", *[_service(service) for service in SERVICES], *_external_names())

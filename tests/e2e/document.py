@@ -2,20 +2,21 @@
 
 Rules of this file:
 - a fenced block is named by its info string: "corefile A", "yaml B"; every name stands once;
-- `runnable` makes these changes and no others: `kubernetes` becomes zone files, /etc/resolv.conf becomes the test's own,
-  and each server block is told its addresses (`bind`), because all pods share one network namespace here.
+- `runnable` makes these changes and no others: `kubernetes` becomes zone files, or is told its kubeconfig;
+  /etc/resolv.conf becomes the test's own; and each server block is told its addresses (`bind`), because all pods share one
+  network namespace here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PATH = Path(__file__).parents[2] / "docs" / "layouts.md"
 
 _FENCE = re.compile(r"^```(\w+) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_KUBERNETES = re.compile(r"^ *kubernetes [^{\n]*\{[^}]*\}\n", re.MULTILINE)
+_KUBERNETES = re.compile(r"^( *kubernetes [^{\n]*\{\n)([^}]*\}\n)", re.MULTILINE)
 _OPENING = re.compile(r"^(\S+):(\d+) \{\n", re.MULTILINE)
 
 
@@ -43,11 +44,17 @@ def server_block(corefile: str, opening: str) -> str:
     return match[0]
 
 
-def runnable(corefile: str, *, bind: Mapping[str, str], zones: str, resolv_conf: Path) -> str:
-    """The Corefile as CoreDNS can run it here.
+def with_zones(lines: str) -> Callable[[str], str]:
+    """For `runnable`: zone files, these lines of the Corefile, stand for the `kubernetes` plugin."""
+    return lambda corefile: _KUBERNETES.sub(lambda _: lines, corefile)
 
-    `bind`: port -> addresses, separated by blanks. `zones`: the lines that stand for the `kubernetes` plugin.
-    """
-    text = _KUBERNETES.sub(lambda _: zones, corefile)
-    text = text.replace("/etc/resolv.conf", str(resolv_conf))
+
+def with_kubeconfig(path: Path) -> Callable[[str], str]:
+    """For `runnable`: the `kubernetes` plugin itself, outside of a pod."""
+    return lambda corefile: _KUBERNETES.sub(lambda found: f"{found[1]}        kubeconfig {path}\n{found[2]}", corefile)
+
+
+def runnable(corefile: str, *, bind: Mapping[str, str], source: Callable[[str], str], resolv_conf: Path) -> str:
+    """The Corefile as CoreDNS can run it here. `bind`: port -> addresses, separated by blanks."""
+    text = source(corefile).replace("/etc/resolv.conf", str(resolv_conf))
     return _OPENING.sub(lambda found: f"{found[0]}    bind {bind[found[2]]}\n", text)

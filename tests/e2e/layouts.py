@@ -7,7 +7,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,27 @@ class Site:
     def __init__(
         self, layout: Layout, binary: Path, folder: Path, resolv_conf: Path, *, settings: Mapping[str, Any] | None = None
     ):
+        """`settings`: canal-dns's, in place of those of the document."""
         self.layout = layout
-        written = yaml.safe_load(document.blocks("yaml")[layout.settings])
-        self.core_dns = CoreDns(binary, folder, corefile(layout, folder, resolv_conf), (*layout.core_dns, *layout.alone))
-        self.canal_dns = CanalDns(folder, layout.canal_dns, {"workers": layout.workers, **written, **(settings or {})})
+        self.folder = folder
+        self.manifests = folder / "manifests"
+        self.settings = {
+            "workers": layout.workers,
+            **yaml.safe_load(document.blocks("yaml")[layout.settings]),
+            **(settings or {}),
+        }
+        written = corefile(layout, resolv_conf, self.source())
+        self.core_dns = CoreDns(binary, folder, written, (*layout.core_dns, *layout.alone))
+        self.canal_dns = self.make_canal_dns()
+
+    def source(self) -> Callable[[str], str]:
+        """What stands for the cluster in the Corefile."""
+        return document.with_zones(cluster.zone_lines(self.folder))
+
+    def make_canal_dns(self) -> CanalDns:
+        self.manifests.mkdir()
+        cluster.write_manifests(self.manifests)
+        return CanalDns(self.folder, self.layout.canal_dns, cluster.settings(self.manifests) | self.settings)
 
     def start(self) -> None:
         """What is not running; canal-dns first, so that CoreDNS finds it and has nothing to probe."""
@@ -124,18 +141,18 @@ class Site:
         unchanged(datagrams, polls=4, pause=0.05)
 
 
-def corefile(layout: Layout, folder: Path, resolv_conf: Path) -> str:
-    """The Corefile of a layout, as it runs here."""
+def corefile(layout: Layout, resolv_conf: Path, source: Callable[[str], str]) -> str:
+    """The Corefile of a layout, as it runs here. `source`: what is made of the `kubernetes` plugin."""
     blocks = document.blocks("corefile")
-    zones = cluster.zone_lines(folder)
     # the way back of B comes in on 127.0.0.1:53, so CoreDNS must listen there
     bind = {"53": f"{' '.join(layout.core_dns)} {_LOOPBACK}", "8053": _LOOPBACK}
     text = "".join(block for block in _server_blocks(blocks[name] for name in layout.corefile))
-    made = document.runnable(text, bind=bind, zones=zones, resolv_conf=resolv_conf)
+    made = document.runnable(text, bind=bind, source=source, resolv_conf=resolv_conf)
     if layout.alone == cluster.PLAIN_COREDNS and ".:8053 {" in text:
         # the Service `coredns-plain` maps port 53 of its address to 8053; without kube-proxy the block has to stand twice
         back = document.server_block(text, ".:8053").replace(".:8053", ".:53")
-        made += document.runnable(back, bind={"53": " ".join(cluster.PLAIN_COREDNS)}, zones=zones, resolv_conf=resolv_conf)
+        bind = {"53": " ".join(cluster.PLAIN_COREDNS)}
+        made += document.runnable(back, bind=bind, source=source, resolv_conf=resolv_conf)
     return made
 
 

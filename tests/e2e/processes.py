@@ -29,7 +29,6 @@ from tests.e2e.ask import ask
 T = TypeVar("T")
 
 ADMIN = "127.0.0.1:9180"  # 8080 is CoreDNS's `health` here
-_GATEWAYS = ({"service": "istio-system/internalgateway"}, {"service": "istio-system/internalgateway-v4"})
 
 
 def until(condition: Callable[[], T | None], seconds: float, what: str | Callable[[], str], pause: float = 0.05) -> T:
@@ -66,9 +65,10 @@ def sums(url: str, *names: str, **labels: str) -> tuple[float, ...]:
 class Process:
     """One program with its children, in a process group of its own; it writes into `log`."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
         self.command = command
         self.log = log
+        self.variables = variables or {}
         self.running: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:
@@ -78,6 +78,7 @@ class Process:
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 cwd=self.log.parent,
+                env={**os.environ, **self.variables},
                 start_new_session=True,
             )
 
@@ -165,32 +166,47 @@ class CoreDns(Process):
 
 
 class CanalDns(Process):
-    """A canal-dns with manifests of its own in `folder`."""
+    """A canal-dns at port 53 of `addresses`. `settings`: its configuration, as in YAML; where it is silent, what tests want."""
 
-    def __init__(self, folder: Path, addresses: tuple[str, ...], settings: Mapping[str, Any]) -> None:
-        self.manifests = folder / "manifests"
-        self.manifests.mkdir()
-        cluster.write_manifests(self.manifests)
-        configuration = {
+    def __init__(
+        self, folder: Path, addresses: tuple[str, ...], settings: Mapping[str, Any], variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.settings = {
             "listen": [f"[{address}]:53" if ":" in address else f"{address}:53" for address in addresses],
-            "gateways": [*_GATEWAYS],
-            "source": {"manifests": str(self.manifests)},
             "admin": ADMIN,
             "lameduck": "1s",
             "binding": {"settle": "200ms"},
             **settings,
         }
-        path = folder / "canal-dns.yaml"
-        path.write_text(json.dumps(configuration))
-        super().__init__([sys.executable, "-m", "canal_dns", "serve", "-c", str(path)], folder / "canal-dns.log")
+        self.config = folder / "canal-dns.yaml"
+        self.configure()
+        command = [sys.executable, "-m", "canal_dns", "serve", "-c", str(self.config)]
+        super().__init__(command, folder / "canal-dns.log", variables)
+
+    def configure(self, **changes: Any) -> None:
+        """Writes the configuration, with these keys changed: a running one loads it live."""
+        self.settings |= changes
+        draft = self.config.with_suffix(".new")
+        draft.write_text(json.dumps(self.settings))
+        draft.replace(self.config)
 
     def start(self) -> None:
         self.launch()
         until(lambda: self.alive() and http(f"http://{ADMIN}/ready")[0] == 200, 30, self.said)
 
-    def series(self, *names: str) -> tuple[float, ...]:
-        """Each metric of /metrics, summed over its labels."""
-        return sums(f"http://{ADMIN}/metrics", *names)
+    def series(self, *names: str, **labels: str) -> tuple[float, ...]:
+        """Each metric of /metrics, summed over those of its labels that are not given."""
+        return sums(f"http://{ADMIN}/metrics", *names, **labels)
+
+    def ready(self) -> tuple[int, str]:
+        """`/ready`: status and text."""
+        return http(f"http://{ADMIN}/ready")
+
+    def bindings(self) -> dict[str, Any]:
+        """`/bindings`. Raises AssertionError."""
+        status, text = http(f"http://{ADMIN}/bindings")
+        assert status == 200, text
+        return dict(json.loads(text))
 
 
 def _answers(address: str) -> bool:

@@ -44,15 +44,23 @@ def test_the_services_lead_where_coredns_listens(block: str, target: int) -> Non
 
 def test_only_three_things_are_changed_to_run_a_corefile() -> None:
     written = document.blocks("corefile")["A"]
-    made = document.runnable(
-        written, bind={"53": "192.0.2.1", "8053": "192.0.2.2"}, zones="    file z\n", resolv_conf=Path("/r")
-    )
+    bind = {"53": "192.0.2.1", "8053": "192.0.2.2"}
+    made = document.runnable(written, bind=bind, source=document.with_zones("    file z\n"), resolv_conf=Path("/r"))
     lines = [line for line in made.splitlines() if not line.startswith("    bind 192.0.2.")]
     lines = [line.replace("/r", "/etc/resolv.conf") for line in lines]
     before, after = written.split("    kubernetes", 1)
     assert "\n".join(lines) + "\n" == before + "    file z\n" + after.split("    }\n", 1)[1]
     assert made.count("    bind 192.0.2.1\n") == 2
     assert made.count("    bind 192.0.2.2\n") == 1
+
+
+def test_the_kubernetes_plugin_is_only_told_its_kubeconfig() -> None:
+    written = document.blocks("corefile")["vendor"]
+    source = document.with_kubeconfig(Path("/k"))
+    made = document.runnable(written, bind={"53": "192.0.2.1"}, source=source, resolv_conf=Path("/etc/resolv.conf"))
+    added = ["    bind 192.0.2.1", "        kubeconfig /k"]
+    assert [line for line in made.splitlines() if line not in added] == written.splitlines()
+    assert made.index("kubernetes cluster.local") < made.index("kubeconfig /k") < made.index("pods insecure")
 
 
 def test_a_block_that_stands_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

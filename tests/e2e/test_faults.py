@@ -45,7 +45,7 @@ def mended(site: Site) -> Iterator[Site]:
     for server in (site.canal_dns, site.core_dns):
         if server.running is not None:
             server.resume()
-    cluster.write_manifests(site.canal_dns.manifests)
+    cluster.write_manifests(site.manifests)
     site.start()
 
 
@@ -154,7 +154,7 @@ def test_a_changed_manifest_changes_the_answer(mended: Site, measured: Say) -> N
     """Unbound, bound again, another VIP: while it runs, seen by the next client."""
     site = mended
     service = site.bound().removesuffix(f".svc.{cluster.DOMAIN}")
-    route = site.canal_dns.manifests / f"route-{service}.yaml"
+    route = site.manifests / f"route-{service}.yaml"
     took = []
 
     def address_becomes(expected: str) -> None:
