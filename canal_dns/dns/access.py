@@ -1,20 +1,26 @@
-"""Who may ask, and how much: the client ACL, the source ports that are never answered, the limits.
+"""Who may ask, how much, and as what: the client ACL, the ports that are never answered, the limits, the exempt clients.
 
 Rules of this file:
 - an address is parsed once and its standing remembered by its text: what a packet costs is one look-up;
 - what is remembered is bounded, whatever source addresses are forged;
 - a peer is a client that is allowed and has no limit;
+- an exempt client is one for whom nothing is bound: a gateway pod, whose own look-ups must not lead back to it. A peer is
+  never exempt, whatever its address: others stand behind it;
 - an IPv4-mapped address counts as the IPv4 address in it (RFC 4291 section 2.5.5.2), or an ACL could be walked around.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from canal_dns.dns.ratelimit import PerSecond, TokenBuckets
 from canal_dns.settings import AccessSettings, Network
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DROPPED_PORTS = frozenset({0, 7, 13, 19, 37})
 """Source ports of services that answer anything (echo, daytime, chargen, time): a reply to them would never end."""
@@ -39,19 +45,21 @@ class _Client:
     peer: bool
     prefix: bytes | None
     """The prefix whose bucket it draws from; None: no limit."""
+    exempt: bool
 
 
 class Gate:
-    """The ACL and the limits of one process."""
+    """The ACL and the limits of one process. `exempt`: addresses as text."""
 
-    def __init__(self, settings: AccessSettings) -> None:
+    def __init__(self, settings: AccessSettings, exempt: Iterable[str] = ()) -> None:
         self._settings = settings
+        self._exempt = _parsed(exempt)
         self._errors = PerSecond(settings.error_replies_per_second)
         self._buckets = TokenBuckets(settings.rate_limit.per_second, REMEMBERED)
         self._clients: dict[str, _Client] = {}
         self.free: set[str] = set()
-        """Addresses known to be allowed and without a limit: for them, from a port above LAST_DROPPED_PORT, every check that
-        comes before reading the packet is passed. The packet loop looks here; decide() puts the addresses in."""
+        """Addresses known to be allowed, without a limit and not exempt: for them, from a port above LAST_DROPPED_PORT, every
+        check that comes before the table is passed. The packet loop looks here; decide() puts the addresses in."""
 
     def verdict(self, address: str, *, stream: bool, now: float) -> Verdict:
         """Judge one packet of a client; a stream cannot be forged, so it has no limit per prefix."""
@@ -72,6 +80,17 @@ class Gate:
         """True for a CoreDNS, behind which stand many clients: limits per client do not apply."""
         return self._client(address).peer
 
+    def is_exempt(self, address: str) -> bool:
+        """True for a client that is to be treated as if nothing were bound."""
+        return bool(self._exempt) and self._client(address).exempt
+
+    def exempt(self, addresses: Iterable[str]) -> None:
+        """Exempt these clients, and no others, from now on. What is no address is nobody's; the limits go on as they were."""
+        exempt = _parsed(addresses)
+        if exempt != self._exempt:
+            self._exempt = exempt
+            self._forget()
+
     def error_allowed(self, now: float) -> bool:
         """True where one more error reply may be sent now; it counts as sent."""
         return self._errors.take(now)
@@ -81,26 +100,40 @@ class Gate:
         if client is None:
             client = self._judge(address)
             if len(self._clients) >= REMEMBERED:
-                self._clients.clear()
-                self.free.clear()
+                self._forget()
             self._clients[address] = client
-            if client.allowed and client.prefix is None:
+            if client.allowed and client.prefix is None and not client.exempt:
                 self.free.add(address)
         return client
 
+    def _forget(self) -> None:
+        self._clients.clear()
+        self.free.clear()
+
     def _judge(self, address: str) -> _Client:
-        try:
-            parsed = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return _Client(allowed=False, peer=False, prefix=None)
-        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-            parsed = parsed.ipv4_mapped
+        parsed = _parse(address)
+        if parsed is None:
+            return _Client(allowed=False, peer=False, prefix=None, exempt=False)
         settings = self._settings
         peer = _within(parsed, settings.peers)
         limited = settings.rate_limit.per_second > 0 and not peer and not _within(parsed, settings.rate_limit.exempt)
         prefix = parsed.packed[:8] if limited else None
-        return _Client(allowed=peer or _within(parsed, settings.allow), peer=peer, prefix=prefix)
+        allowed = peer or _within(parsed, settings.allow)
+        return _Client(allowed=allowed, peer=peer, prefix=prefix, exempt=not peer and parsed in self._exempt)
 
 
-def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: tuple[Network, ...]) -> bool:
+def _parse(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _parsed(texts: Iterable[str]) -> frozenset[Address]:
+    return frozenset(address for address in map(_parse, texts) if address is not None)
+
+
+def _within(address: Address, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)

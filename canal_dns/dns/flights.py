@@ -24,8 +24,8 @@ CHANNEL_QUERIES = 1000
 Key: TypeAlias = tuple[bytes, int, int, int, bool]
 """Lower-cased name, type, class, RD and CD, DO as sent upstream. Nothing else of a client splits a flight (CVE-2025-5994)."""
 ReplyTo: TypeAlias = Callable[[bytes | None], None]
-Waiter: TypeAlias = tuple[Query, str, ReplyTo, float]
-"""The query as this client asked it, the client's address, where its reply goes, when it came."""
+Waiter: TypeAlias = tuple[Query, str, ReplyTo, float, bool]
+"""The query as this client asked it, the client's address, where its reply goes, when it came, whether the client is exempt."""
 
 
 class Rejection(Enum):

@@ -57,17 +57,17 @@ class Inflight:
         self,
         upstreams: Upstreams,
         randomness: Callable[[int], bytes],
-        exempt: Callable[[str], bool] = lambda client: False,
+        is_peer: Callable[[str], bool] = lambda client: False,
         match: Callable[[Query, int, bytes], Mismatch | None] = match_reply,
     ) -> None:
-        """`randomness(n)`: n octets that nobody can foresee; `exempt(client)`: no limit per client for this address.
+        """`randomness(n)`: n octets that nobody can foresee; `is_peer(client)`: no limit per client for this address.
 
         `match(query, id, packet)`: match_reply(), or what does the same in less time.
         """
         self._match = match
         self._upstreams = upstreams
         self._randomness = randomness
-        self._exempt = exempt
+        self._is_peer = is_peer
         self._ids: list[int] = []
         self._fresh: dict[Key, Flight] = {}
         self._late: dict[Key, Flight] = {}
@@ -100,7 +100,9 @@ class Inflight:
         self._closing = True
         self._max_waiting = 0
 
-    def submit(self, query: Query, client: str, reply_to: ReplyTo, now: float) -> Flight | Rejection | None:
+    def submit(
+        self, query: Query, client: str, reply_to: ReplyTo, now: float, exempt: bool = False
+    ) -> Flight | Rejection | None:
         """A client's query: a new flight, for the shell to send to `flight.upstream`; None: it waits for one on its way.
 
         While all upstreams are down one flight at a time tries whether the probes are wrong, and all others are rejected.
@@ -108,7 +110,7 @@ class Inflight:
         if self.waiting >= self._max_waiting:
             return Rejection.CLOSING if self._closing else Rejection.OUTSTANDING
         held = self._clients.get(client, 0)
-        if held >= self._max_per_client and not self._exempt(client):
+        if held >= self._max_per_client and not self._is_peer(client):
             return Rejection.CLIENT
         do = self._always_do or query.do
         key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
@@ -126,10 +128,10 @@ class Inflight:
         self._clients[client] = held + 1
         self.waiting += 1
         if flight is not None:
-            flight.waiters.append((query, client, reply_to, now))
+            flight.waiters.append((query, client, reply_to, now, exempt))
             return None
         flight = self._fresh[key] = Flight(key, query, do, upstream, now)
-        flight.waiters.append((query, client, reply_to, now))
+        flight.waiters.append((query, client, reply_to, now, exempt))
         if ending is not None:
             flight.successor = True
         if not upstream.up:
@@ -369,7 +371,7 @@ class Inflight:
             return
         del (self._late if flight.late else self._fresh)[flight.key]
         clients = self._clients
-        for _, client, _, _ in flight.waiters:
+        for _, client, _, _, _ in flight.waiters:
             held = clients[client] - 1
             if held:
                 clients[client] = held

@@ -3,7 +3,7 @@
 Rules of this file:
 - no query is answered from here: each is asked upstream, only the work on its reply is saved;
 - what is remembered is a pure function of its key; whatever relay() looks at in a query or a table is in the key or
-  empties the memory;
+  empties the memory; replies that were relayed without a table, for exempt clients too, stand beside the others;
 - a failure of our own is not remembered;
 - the memory is bounded: two generations of ROOM octets, of which the older one is forgotten at once, and no large replies.
 """
@@ -69,7 +69,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._matched: _Generations[bytes, bytes] = _Generations()
-        self._relayed: _Generations[tuple[bytes, bytes, int, bool, bool, int], tuple[bytes, bool]] = _Generations()
+        self._relayed: _Generations[tuple[bytes, bytes, int, bool, bool, int, bool], tuple[bytes, bool]] = _Generations()
         self._table: AnswerTable | None = None
         self._generation = 0
 
@@ -87,11 +87,11 @@ class Memory:
 
     def relay(self, query: Query, reply: bytes, table: AnswerTable | None) -> tuple[bytes, bool]:
         """As relay(): the reply for this client, and whether addresses of a bound name were replaced in it."""
-        if table is not self._table or (table is not None and table.generation != self._generation):
+        if table is not None and (table is not self._table or table.generation != self._generation):
             self._relayed.clear()
             self._table = table
-            self._generation = 0 if table is None else table.generation
-        key = (reply[2:], query.question, query.flags & _FLAGS, query.payload is None, query.do, query.limit)
+            self._generation = table.generation
+        key = (reply[2:], query.question, query.flags & _FLAGS, query.payload is None, query.do, query.limit, table is None)
         relayed = self._relayed
         known = relayed.young.get(key) or relayed.older(key, len(reply))
         if known is not None:

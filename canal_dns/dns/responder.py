@@ -58,9 +58,10 @@ class Reply(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Ask an upstream."""
+    """Ask an upstream. `exempt`: the client gets the reply as if nothing were bound (relay() without a table)."""
 
     query: Query
+    exempt: bool = False
 
 
 class Drop(NamedTuple):
@@ -156,7 +157,11 @@ def _answer_with_options(packet: bytes, table: AnswerTable, flags: bytes) -> byt
 def decide(
     packet: bytes, address: str, port: int, stream: bool, table: AnswerTable | None, gate: Gate, now: float
 ) -> Reply | Forward | Drop:
-    """Judge one packet from `address` (text, as the kernel gives it) and `port`; `table` None: nothing is bound yet."""
+    """Judge one packet from `address` (text, as the kernel gives it) and `port`; `table` None: nothing is bound yet, as
+    nothing ever is for an exempt client."""
+    exempt = gate.is_exempt(address)
+    if exempt:
+        table = None
     if len(packet) >= HEADER and not packet[2] & 0x80:  # else parse_query() has it dropped, whoever sent it
         if port in DROPPED_PORTS:
             return Drop("source-port")
@@ -172,7 +177,7 @@ def decide(
             return Reply(_from_body(query, body), Rcode.NOERROR, Source.TABLE, query.qtype)
     if query.question == _ROOT_NS:
         return Reply(_root_servers(query), Rcode.NOERROR, Source.LOCAL, query.qtype)
-    return Forward(query)
+    return Forward(query, exempt)
 
 
 def _turned_away(

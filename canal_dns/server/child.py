@@ -21,6 +21,7 @@ from canal_dns.errors import ListenError, TableError
 from canal_dns.server.link import (
     Ask,
     Configure,
+    Exempt,
     Link,
     Listening,
     Message,
@@ -90,6 +91,8 @@ class _Worker:
             await self._configure(message)
         elif isinstance(message, Publish):
             await self._publish(message)
+        elif isinstance(message, Exempt) and (service := self._present()) is not None:
+            service.exempt(message.addresses)
 
     async def _configure(self, message: Configure) -> None:
         settings = message.settings.settings()
@@ -103,20 +106,24 @@ class _Worker:
             await self._start(message, PacketService(settings, shared=True))
 
     async def _publish(self, message: Publish) -> None:
-        waiting, self._unstarted = self._unstarted, None
-        service = self._service if waiting is None else waiting[1]
+        service = self._present()
         if service is None:
             return
         try:
             if message.full:
-                await service.replace(message.names, message.generation, message.serial)
+                await service.replace(message.names, message.generation, message.serial, message.since)
                 _freeze()
             else:
-                service.publish(message.names, message.generation, message.serial, full=False)
+                service.publish(message.names, message.generation, message.serial, full=False, since=message.since)
         except TableError as problem:
             log.error("the answer table was not changed: %s", problem)
-        if waiting is not None:
+        if self._unstarted is not None:
+            waiting, self._unstarted = self._unstarted, None
             await self._start(*waiting)
+
+    def _present(self) -> PacketService | None:
+        """The service, whether it has listeners or is still waiting for its first table."""
+        return self._service if self._unstarted is None else self._unstarted[1]
 
     async def _start(self, message: Configure, service: PacketService) -> None:
         if await self._answer(message, service.start()):

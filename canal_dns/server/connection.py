@@ -142,7 +142,7 @@ class Connection(asyncio.BufferedProtocol):
             verdict = home.intake.decide(packet, self._host, self._port, True, now)
             if type(verdict) is Forward:
                 self._in_flight += 1
-                home.intake.forward(verdict.query, self._host, partial(self._answer, now))
+                home.intake.forward(verdict, self._host, partial(self._answer, now))
             elif type(verdict) is Reply:
                 self._out.append(frame(verdict.wire))
                 home.intake.replied(verdict, now)

@@ -57,14 +57,14 @@ class Forwarder:
         settings: ForwardSettings,
         cell: TableCell,
         counters: Counters,
-        exempt: Callable[[str], bool] = lambda client: False,
+        is_peer: Callable[[str], bool] = lambda client: False,
     ) -> None:
-        """`exempt(client)`: no limit for this client address alone (`access.peers`)."""
+        """`is_peer(client)`: no limit for this client address alone (`access.peers`)."""
         self._loop = asyncio.get_running_loop()
         self._cell = cell
         self._upstreams = Upstreams(settings.upstreams)
         self._memory = Memory()
-        self._inflight = Inflight(self._upstreams, os.urandom, exempt, self._memory.match)
+        self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
         self._series = SeriesOf(counters)
         self._udp = UdpChannels(self._on_readable, self._series)
         self._tcp = TcpChannels(self._on_message, self._on_lost, self._series)
@@ -87,14 +87,14 @@ class Forwarder:
         self._told: dict[Upstream, bool] = {}
         self.reconfigure(settings)
 
-    def submit(self, query: Query, client: str, reply_to: ReplyTo) -> None:
-        """Have a query answered for a client (its address, as text).
+    def submit(self, query: Query, client: str, reply_to: ReplyTo, exempt: bool = False) -> None:
+        """Have a query answered for a client (its address, as text); `exempt`: as if nothing were bound.
 
         `reply_to` is called exactly once, now or within the budget: with the complete reply for this client, which is
         SERVFAIL with an extended error if there is none, or with None if the reply would come too late to be of use.
         """
         now = _clock()
-        flight = self._inflight.submit(query, client, reply_to, now)
+        flight = self._inflight.submit(query, client, reply_to, now, exempt)
         if type(flight) is Flight:
             self._send(flight, flight.upstream, now)
             if now + self._inflight.first_try < self._wake:
@@ -254,9 +254,9 @@ class Forwarder:
         self._inflight.refused(channel, now)
 
     def _deliver(self, flight: Flight, now: float) -> None:
-        for query, _, reply_to, since in flight.waiters:
+        for query, _, reply_to, since, exempt in flight.waiters:
             try:
-                wire = self._outcome(flight, query, now - since)
+                wire = self._outcome(flight, query, now - since, exempt)
             except Exception:
                 # A fault of ours that one reply brings out: the client is to know, and not to wait.
                 _log.exception("a reply could not be relayed")
@@ -268,7 +268,7 @@ class Forwarder:
         if self._emptied is not None and not len(self._inflight) and not self._emptied.done():
             self._emptied.set_result(None)
 
-    def _outcome(self, flight: Flight, query: Query, age: float) -> bytes | None:
+    def _outcome(self, flight: Flight, query: Query, age: float, exempt: bool) -> bytes | None:
         reply = flight.reply
         stream = query.limit == MAX_STREAM
         if age > self._discard_age and not stream:
@@ -276,7 +276,7 @@ class Forwarder:
             return None
         if reply is None or (stream and reply is flight.truncated):
             return servfail(query, flight.ede)
-        wire, rewritten = self._memory.relay(query, reply, self._cell.current)
+        wire, rewritten = self._memory.relay(query, reply, None if exempt else self._cell.current)
         if rewritten:
             self._rewritten[()] += 1
         return wire

@@ -33,16 +33,19 @@ class Upstream(Protocol):
     def is_own(self, query: Query, host: str, port: int) -> bool:
         """True, and counted, for a query of our own to an upstream, which came by UDP from this address and port."""
 
-    def submit(self, query: Query, client: str, reply_to: Callable[[bytes | None], None]) -> None:
-        """Have a query answered: `reply_to` is called exactly once, now or later, with the reply or None for none."""
+    def submit(self, query: Query, client: str, reply_to: Callable[[bytes | None], None], exempt: bool) -> None:
+        """Have a query answered: `reply_to` is called exactly once, now or later, with the reply or None for none.
+
+        `exempt`: as if nothing were bound.
+        """
 
 
 class Intake:
     """One per process. `gate` is replaced when settings change, `query_log` is None while there is none."""
 
     __slots__ = (
-        "_answers", "_dropped", "_durations", "_forwarder", "_requests", "_responses", "_told", "cell", "counters", "gate",
-        "query_log",
+        "_answers", "_dropped", "_durations", "_exempt", "_forwarder", "_requests", "_responses", "_told", "cell", "counters",
+        "gate", "query_log",
     )  # fmt: skip
 
     def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters) -> None:
@@ -53,6 +56,7 @@ class Intake:
         self._forwarder = forwarder
         self._told = -math.inf
         self._requests = counters["canal_dns_requests_total"]
+        self._exempt = counters["canal_dns_exempt_requests_total"]
         self._responses = counters["canal_dns_responses_total"]
         self._answers = counters["canal_dns_answers_total"]
         self._dropped = counters["canal_dns_dropped_total"]
@@ -70,7 +74,12 @@ class Intake:
         if isinstance(verdict, Drop):
             self._dropped[(verdict.reason,)] += 1
         else:
-            qtype = verdict.query.qtype if isinstance(verdict, Forward) else verdict.qtype
+            if isinstance(verdict, Forward):
+                qtype = verdict.query.qtype
+                if verdict.exempt:
+                    self._exempt[()] += 1
+            else:
+                qtype = verdict.qtype
             self._requests[(proto, type_label(qtype))] += 1
         if self.query_log is not None:
             self.query_log.record(packet, proto, host, port, _outcome(verdict), now)
@@ -91,17 +100,17 @@ class Intake:
         self._durations[source].observe(time.monotonic() - since)
 
     def forward(
-        self, query: Query, host: str, reply_to: Callable[[bytes | None], None], *, udp_port: int | None = None
+        self, verdict: Forward, host: str, reply_to: Callable[[bytes | None], None], *, udp_port: int | None = None
     ) -> None:
-        """Hand a query to the forwarder.
+        """Hand the query of a client to the forwarder.
 
         `udp_port`: the client's, over UDP. A query of our own that went round in a circle comes back that way first, and here
         is where it ends (AMP-06); the port of a TCP client says nothing, since both transports have the same numbers.
         """
-        if udp_port is not None and self._forwarder.is_own(query, host, udp_port):
-            reply_to(servfail(query, Ede.OTHER))
+        if udp_port is not None and self._forwarder.is_own(verdict.query, host, udp_port):
+            reply_to(servfail(verdict.query, Ede.OTHER))
         else:
-            self._forwarder.submit(query, host, reply_to)
+            self._forwarder.submit(verdict.query, host, reply_to, verdict.exempt)
 
     def relayed(self, wire: bytes, since: float) -> None:
         """Count a reply that the forwarder gave: an upstream's, or a failure of our own."""

@@ -95,12 +95,22 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Publish(msgspec.Struct, frozen=True, tag=True):
-    """Control to worker: a step of the answer table; `full`: a new table of just these names."""
+    """Control to worker: a step of the answer table; `full`: a new table of just these names.
+
+    `since`: as given to `DataPlane.publish`.
+    """
 
     names: dict[bytes, Addresses | None]
     generation: int
     serial: int
     full: bool
+    since: float | None = None
+
+
+class Exempt(msgspec.Struct, frozen=True, tag=True):
+    """Control to worker: for these clients, and no others, nothing is bound."""
+
+    addresses: frozenset[str]
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -136,7 +146,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     rows: list[list[Any]]
 
 
-Message = Configure | Publish | Ask | Stop | Listening | Refused | Report
+Message = Configure | Publish | Exempt | Ask | Stop | Listening | Refused | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from typing import Protocol
 
 from canal_dns.dns import names
@@ -50,8 +51,16 @@ class DataPlane(Protocol):
     async def failed(self) -> None:
         """Wait for ever; raises CanalError once the plane cannot go on."""
 
-    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
-        """Change the answer table; `full`: replace it. Raises TableError; the table is then what it was."""
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool, since: float | None = None) -> None:
+        """Change the answer table; `full`: replace it. Raises TableError; the table is then what it was.
+
+        `since`: when the cause of it arrived (time.monotonic(), the same in every process), None if that says nothing. Each
+        process that answers observes in canal_dns_event_to_answer_seconds how long it took to get there.
+        """
+
+    def exempt(self, addresses: frozenset[str]) -> None:
+        """From now on these clients, and no others, get every answer as if nothing were bound: gateway pods, which would
+        otherwise be led back to themselves."""
 
     async def reconfigure(self, settings: Settings) -> None:
         """Take over other settings. Raises ListenError; the old ones then stay in force."""
@@ -100,6 +109,8 @@ class PacketService:
         self._shared = shared
         self._zone = names.from_text(settings.zone.cluster_domain)
         self._cell = TableCell()
+        self._gate = Gate(settings.access)
+        self._exempt: frozenset[str] = frozenset()
         self._counters = Counters()
         self._pairs: dict[Endpoint, _Pair] = {}
         self._retired: dict[Endpoint, _Pair] = {}
@@ -115,8 +126,8 @@ class PacketService:
 
     async def start(self) -> None:
         settings = self._settings
-        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, exempt=self._is_peer)
-        self._intake = Intake(self._cell, Gate(settings.access), self._forwarder, self._counters)
+        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, is_peer=self._is_peer)
+        self._intake = Intake(self._cell, self._gate, self._forwarder, self._counters)
         self._intake.query_log = QueryLog() if settings.log.queries else None
         self._connections = Connections(self._intake, settings.listen.tcp, settings.access.peers)
         try:
@@ -130,14 +141,14 @@ class PacketService:
     async def failed(self) -> None:
         await asyncio.get_running_loop().create_future()
 
-    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool, since: float | None = None) -> None:
         table = self._cell.current
         if full or table is None:
             table = AnswerTable(self._zone)
         table.apply(delta, generation, serial)
-        self._cell.current = table
+        self._answer_from(table, since)
 
-    async def replace(self, delta: Delta, generation: int, serial: int) -> None:
+    async def replace(self, delta: Delta, generation: int, serial: int, since: float | None = None) -> None:
         """`publish` with `full`, in pieces: 20,000 names take a fifth of a second in which packets want answers, too."""
         table = AnswerTable(self._zone)
         items = iter(delta.items())
@@ -145,7 +156,11 @@ class PacketService:
             table.apply(piece, generation, serial)
             await asyncio.sleep(0)
         table.apply({}, generation, serial)
-        self._cell.current = table
+        self._answer_from(table, since)
+
+    def exempt(self, addresses: frozenset[str]) -> None:
+        self._exempt = addresses
+        self._gate.exempt(addresses)
 
     async def reconfigure(self, settings: Settings) -> None:
         addresses = dict.fromkeys(settings.listen.addresses)
@@ -160,7 +175,7 @@ class PacketService:
         if settings.forward != old.forward:
             self._forwarder.reconfigure(settings.forward)
         if settings.access != old.access:
-            self._intake.gate = Gate(settings.access)
+            self._gate = self._intake.gate = Gate(settings.access, self._exempt)
         if settings.listen.tcp != old.listen.tcp or settings.access.peers != old.access.peers:
             self._connections.reconfigure(settings.listen.tcp, settings.access.peers)
         if settings.log.queries != old.log.queries:
@@ -203,7 +218,12 @@ class PacketService:
         await asyncio.sleep(0)
 
     def _is_peer(self, client: str) -> bool:
-        return self._intake.gate.is_peer(client)
+        return self._gate.is_peer(client)
+
+    def _answer_from(self, table: AnswerTable, since: float | None) -> None:
+        self._cell.current = table
+        if since is not None:
+            self._counters.histograms["canal_dns_event_to_answer_seconds"][()].observe(time.monotonic() - since)
 
     def _retire(self, address: Endpoint) -> None:
         """Take no new connections there; datagrams are answered until what came in by this socket has had its time."""

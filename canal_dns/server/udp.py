@@ -72,7 +72,7 @@ class UdpListener:
         packet, peer, control = miss
         verdict = self._intake.decide(packet, peer[0], peer[1], False, now)
         if type(verdict) is Forward:
-            self._intake.forward(verdict.query, peer[0], partial(self._answer, peer, control, now), udp_port=peer[1])
+            self._intake.forward(verdict, peer[0], partial(self._answer, peer, control, now), udp_port=peer[1])
         elif type(verdict) is Reply and self._send(verdict.wire, peer, control):
             self._intake.replied(verdict, now)
 

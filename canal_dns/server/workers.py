@@ -2,7 +2,8 @@
 
 Rules of this file:
 - a worker is a fresh interpreter at the other end of a socketpair, never a fork: no shared state, no shared randomness;
-- it gets everything it knows by its link: settings, one full table, then deltas; one that is slow gets a full table later;
+- it gets everything it knows by its link: settings, exempt clients, one full table, then deltas; one that is slow gets it all
+  later, at once;
 - one that dies or goes silent is replaced at once, its counters are kept; CRASHES in CRASH_WINDOW seconds end the pool;
 - an address is probed without SO_REUSEPORT first, since with it a second server would silently take half the queries.
 """
@@ -26,6 +27,7 @@ from canal_dns.server.child import HEARTBEAT, run_worker
 from canal_dns.server.link import (
     Ask,
     Configure,
+    Exempt,
     Link,
     Listening,
     Message,
@@ -75,6 +77,8 @@ class _Slot:
         self.ready = False
         self.unwanted = asyncio.Event()
         self.stale = False
+        """Something was not sent while the link was blocked; `since`: of the oldest delta among it."""
+        self.since: float | None = None
         self.silent = 0.0
         self.counters = Counters()
         self.supervisor: asyncio.Task[None] | None = None
@@ -82,6 +86,9 @@ class _Slot:
     def send(self, packed: bytes) -> None:
         if self.link is not None:
             self.link.send_packed(packed)
+
+    def is_blocked(self) -> bool:
+        return self.link is not None and self.link.blocked
 
 
 class WorkerPool:
@@ -95,6 +102,7 @@ class WorkerPool:
         self._retiring: set[asyncio.Task[None]] = set()
         self._addresses: dict[Endpoint, Endpoint] = {}
         self._names: dict[bytes, Addresses] = {}
+        self._exempt: frozenset[str] = frozenset()
         self._generation = 0
         self._serial = 0
         self._full: bytes | None = None
@@ -124,7 +132,7 @@ class WorkerPool:
         if self._failure is not None:
             raise self._failure
 
-    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None:
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool, since: float | None = None) -> None:
         # Tried here first: what no table takes must not reach one that respawns.
         AnswerTable(names.from_text(self._settings.zone.cluster_domain)).apply(delta, generation, serial)
         if full:
@@ -135,9 +143,19 @@ class WorkerPool:
             else:
                 self._names[name] = addresses
         self._generation, self._serial, self._full = generation, serial, None
-        packed = pack(Publish(dict(delta), generation, serial, full))
+        packed = pack(Publish(dict(delta), generation, serial, full, since))
         for slot in self._slots:
-            if slot.link is not None and slot.link.blocked:
+            if slot.is_blocked():
+                slot.stale = True
+                slot.since = min((one for one in (slot.since, since) if one is not None), default=None)
+            else:
+                slot.send(packed)
+
+    def exempt(self, addresses: frozenset[str]) -> None:
+        self._exempt = addresses
+        packed = pack(Exempt(addresses))
+        for slot in self._slots:
+            if slot.is_blocked():
                 slot.stale = True
             else:
                 slot.send(packed)
@@ -246,6 +264,7 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         slot.lost.clear()
         slot.silent = 0.0
+        slot.stale, slot.since = False, None
         cause = ""
         try:
             with theirs:
@@ -259,8 +278,9 @@ class WorkerPool:
         link = Link(lambda message: self._on_message(slot, message), slot.lost.set, on_writable=lambda: self._refresh(slot))
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
         slot.link = link
-        # The table first, the listeners then: a new worker does not send bound names upstream.
+        # The table first, the listeners then: a new worker does not send bound names upstream, nor a gateway pod to itself.
         link.send(Configure(0, self._worker_settings(), table=self._generation > 0))
+        link.send(Exempt(self._exempt))
         if self._generation:
             link.send_packed(self._full_table())
         if not self._is_wanted(slot):
@@ -335,10 +355,12 @@ class WorkerPool:
             answer.set_result(refusal)
 
     def _refresh(self, slot: _Slot) -> None:
-        """A slow worker reads again: one full table stands for all deltas that it missed."""
+        """A slow worker reads again: one full table stands for all deltas that it missed, and counts since the oldest."""
         if slot.stale:
-            slot.stale = False
-            slot.send(self._full_table())
+            since, slot.stale, slot.since = slot.since, False, None
+            slot.send(pack(Exempt(self._exempt)))
+            if self._generation:
+                slot.send(self._full_table(since))
 
     # -- what they are told -----------------------------------------------------------------------------------------------
 
@@ -346,7 +368,9 @@ class WorkerPool:
         listen = dataclasses.replace(self._settings.listen, addresses=tuple(self._addresses.values()))
         return WorkerSettings.of(dataclasses.replace(self._settings, listen=listen))
 
-    def _full_table(self) -> bytes:
+    def _full_table(self, since: float | None = None) -> bytes:
+        if since is not None:
+            return pack(Publish(dict(self._names), self._generation, self._serial, True, since))
         if self._full is None:
             self._full = pack(Publish(dict(self._names), self._generation, self._serial, True))
         return self._full

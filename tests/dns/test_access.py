@@ -79,6 +79,64 @@ def test_the_limit_is_per_prefix():
     assert verdict(gate, "fd00:0:0:1::2") is Verdict.PASS
 
 
+EXEMPT = frozenset({"10.244.1.7", "fd00::7", "::ffff:10.244.1.8"})
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.244.1.7", True),
+        ("::ffff:10.244.1.7", True),
+        ("10.244.1.8", True),
+        ("::ffff:10.244.1.8", True),
+        ("fd00::7", True),
+        ("fd00:0:0::7", True),
+        ("fd00::7%eth0", True),
+        ("10.244.1.9", False),
+        ("::ffff:10.244.1.9", False),
+        ("fd00::8", False),
+        ("", False),
+        ("/run/socket", False),
+    ],
+)
+def test_exempt_clients_are_known_by_their_address_however_it_is_written(address, expected):
+    gate = Gate(AccessSettings(), EXEMPT)
+    assert gate.is_exempt(address) is expected
+    assert not Gate(AccessSettings()).is_exempt(address)
+
+
+def test_an_exempt_client_may_ask_as_others_but_the_packet_loop_never_answers_it():
+    gate = Gate(AccessSettings(), EXEMPT)
+    assert verdict(gate, "10.244.1.7") is verdict(gate, "10.244.1.9") is Verdict.PASS
+    assert gate.free == {"10.244.1.9"}
+    assert verdict(Gate(AccessSettings(allow=networks("10.0.0.0/8")), EXEMPT), "fd00::7") is Verdict.REFUSE
+
+
+def test_who_is_exempt_changes_at_once_and_the_limits_go_on():
+    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(2, exempt=networks("10.244.1.0/30"))))
+    assert [verdict(gate, address) for address in ("10.244.1.1", "10.244.1.2")] == [Verdict.PASS] * 2
+    assert [verdict(gate, "10.244.1.9") for _ in range(2)] == [Verdict.PASS] * 2
+    free = gate.free
+    gate.exempt(frozenset({"10.244.1.1", "10.244.1.9", "nobody", ""}))
+    assert free is gate.free
+    assert not free
+    assert [verdict(gate, address) for address in ("10.244.1.1", "10.244.1.2")] == [Verdict.PASS] * 2
+    assert free == {"10.244.1.2"}
+    assert verdict(gate, "10.244.1.9") is not Verdict.PASS
+    assert [gate.is_exempt(f"10.244.1.{number}") for number in (1, 2, 9)] == [True, False, True]
+    gate.exempt(["10.244.1.9", "10.244.1.1"])
+    assert free == {"10.244.1.2"}
+    gate.exempt(())
+    assert verdict(gate, "10.244.1.1") is Verdict.PASS
+    assert free == {"10.244.1.1"}
+
+
+def test_a_peer_is_never_exempt_for_others_stand_behind_it():
+    gate = Gate(AccessSettings(peers=networks("10.244.1.7/32")), EXEMPT)
+    assert not gate.is_exempt("10.244.1.7")
+    assert gate.is_exempt("10.244.1.8")
+
+
 def test_streams_and_exempt_networks_have_no_limit():
     gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=1, exempt=networks("10.244.0.0/16"))))
     assert [verdict(gate, "10.244.0.1") for _ in range(5)] == [Verdict.PASS] * 5

@@ -816,7 +816,7 @@ class Traffic(RuleBasedStateMachine):
         self.world.deliver = self.deliver
 
     def deliver(self, flight: Flight) -> None:
-        for query, _, reply_to, _ in flight.waiters:
+        for query, _, reply_to, _, _ in flight.waiters:
             sent = flight.query
             assert query.name == sent.name
             assert (query.qtype, query.do, query.flags & 0x0110) == (sent.qtype, sent.do, sent.flags & 0x0110)

@@ -77,6 +77,15 @@ def test_it_gives_what_would_be_found_out_anew(
             assert memory.relay(query, packet, table) == (relayed.wire, relayed.rewritten)
 
 
+def test_exempt_clients_do_not_make_it_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, bound, asked = Memory(), table(b"\x0a\0\0\1"), question(qtype=Type.A)
+    packet = reply(asked, A)
+    renderings = [memory.relay(asked, packet, one) for one in (bound, None)]
+    assert renderings[0] != renderings[1]
+    monkeypatch.setattr(module, "relay", None)
+    assert [memory.relay(asked, packet, one) for one in (bound, None, None, bound)] == [*renderings, *reversed(renderings)]
+
+
 def test_what_came_before_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     query = question()

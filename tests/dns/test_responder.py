@@ -73,6 +73,30 @@ def test_before_the_first_sync_everything_is_forwarded():
     assert judge(packet()) == Forward(ask())
 
 
+@pytest.mark.parametrize("address", ["10.244.1.7", "::ffff:10.244.1.7"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_for_an_exempt_client_nothing_is_bound(address, stream):
+    gate = Gate(AccessSettings(), ["10.244.1.7"])
+    for qtype in (Type.A, Type.AAAA, Type.HTTPS, Type.ANY, Type.TXT):
+        verdict = decide(packet(WEB, qtype), address, 4242, stream, TABLE, gate, 0.0)
+        assert isinstance(verdict, Forward)
+        assert (verdict.query.qtype, verdict.exempt) == (qtype, True)
+        other = decide(packet(WEB, qtype), "10.244.1.8", 4242, stream, TABLE, gate, 0.0)
+        assert isinstance(other, Forward if qtype == Type.TXT else Reply)
+    assert decide(packet(".", Type.NS), address, 4242, stream, TABLE, gate, 0.0).source is Source.LOCAL
+    # Before the first table too: there may be one when the reply comes.
+    assert decide(packet(), address, 4242, stream, None, gate, 0.0).exempt
+
+
+def test_an_exempt_client_over_its_limit_is_told_nothing_of_what_is_bound():
+    for exempt, authoritative in ((), True), (["10.244.1.7"], False):
+        gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, slip=1)), exempt)
+        gate.verdict("10.244.1.7", stream=False, now=0.0)
+        reply = read(decide(packet(), "10.244.1.7", 4242, False, TABLE, gate, 0.0).wire)
+        assert bool(reply.flags & dns.flags.TC)
+        assert bool(reply.flags & dns.flags.AA) is authoritative
+
+
 @pytest.mark.parametrize("additional", [b"", opt(4096, flags=0x8000)])
 def test_coredns_s_probe_is_answered_at_once(additional):
     reply = judge(packet(".", Type.NS, additional=additional))

@@ -143,10 +143,16 @@ class Filling:
         return sock
 
     def drain(
-        self, sock: Any, budget: int = batch.BUDGET, *, bound: bool = True, at: Gate | None = None
+        self,
+        sock: Any,
+        budget: int = batch.BUDGET,
+        *,
+        bound: bool = True,
+        at: Gate | None = None,
+        of: AnswerTable | None = None,
     ) -> tuple[list[Any], Counters]:
         counters = Counters()
-        return self._module.drain(sock, table() if bound else None, at or gate(), budget, counters, NOW), counters
+        return self._module.drain(sock, (of or table()) if bound else None, at or gate(), budget, counters, NOW), counters
 
 
 @pytest.fixture(params=["pure", "mmsg"])
@@ -256,6 +262,20 @@ def test_who_may_not_ask_gets_no_hit(filling: Filling, wildcard: bool) -> None:
     sock = filling.socket([query()], wildcard=wildcard)
     misses, _ = filling.drain(sock, at=gate(allow=()))
     assert (len(misses), sock.sent) == (1, [])
+
+
+@wildcard
+def test_exempt_clients_get_no_hit_whatever_is_ready(filling: Filling, wildcard: bool) -> None:
+    of, at = table(), gate()
+    of_others = filling.socket([query()], wildcard=wildcard)
+    assert (filling.drain(of_others, at=at, of=of)[0], len(of_others.sent)) == ([], 1)
+    assert of.ready
+    at.exempt([CLIENT[0]])
+    for _ in range(2):
+        at.verdict(CLIENT[0], stream=False, now=NOW)
+        sock = filling.socket([query()], wildcard=wildcard)
+        misses, _ = filling.drain(sock, at=at, of=of)
+        assert (len(misses), sock.sent) == (1, [])
 
 
 def test_hits_are_counted_by_type_once_per_batch(filling: Filling) -> None:

@@ -17,7 +17,7 @@ import dns.rcode
 import pytest
 
 from canal_dns.dns import names
-from canal_dns.dns.table import TableCell
+from canal_dns.dns.table import Addresses, AnswerTable, TableCell
 from canal_dns.dns.wire import Query, Type, parse_query
 from canal_dns.metrics import Counters
 from canal_dns.server import forwarder as forwarder_module
@@ -65,9 +65,11 @@ class Client:
         self.forwarder = forwarder
         self.counters = counters
 
-    def ask(self, asked: Query | None = None, client: str = "192.0.2.53") -> asyncio.Future[bytes | None]:
+    def ask(
+        self, asked: Query | None = None, client: str = "192.0.2.53", *, exempt: bool = False
+    ) -> asyncio.Future[bytes | None]:
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self.forwarder.submit(asked or query(), client, future.set_result)
+        self.forwarder.submit(asked or query(), client, future.set_result, exempt)
         return future
 
     async def answer(self, asked: Query | None = None) -> dns.message.Message:
@@ -96,7 +98,7 @@ def extended_error(reply: dns.message.Message) -> list[int]:
 async def forwarding(
     *upstreams: Scripted,
     budget: float = 1.5,
-    exempt: Callable[[str], bool] = lambda client: False,
+    is_peer: Callable[[str], bool] = lambda client: False,
     cell: TableCell | None = None,
     **settings: object,
 ) -> AsyncIterator[Client]:
@@ -107,7 +109,7 @@ async def forwarding(
         ForwardSettings(upstreams=tuple(upstream.endpoint for upstream in upstreams), budget=budget, **settings),  # type: ignore[arg-type]
         cell or TableCell(),
         counters,
-        exempt,
+        is_peer,
     )
     try:
         yield Client(forwarder, counters)
@@ -336,6 +338,24 @@ class TestOneFlight:
             assert len(upstream.asks) == 1
             assert dns.message.from_wire(upstream.asks[0].packet).options == ()
 
+    async def test_an_exempt_client_shares_it_and_gets_the_addresses_that_others_do_not(self) -> None:
+        bound = names.from_text("web.shop.svc.cluster.local")
+        cell = TableCell()
+        cell.current = AnswerTable(names.from_text("cluster.local"))
+        cell.current.apply({bound: Addresses((bytes([10, 96, 0, 200]),), (), 5)}, 1, 1)
+
+        def script(ask: Ask) -> None:
+            alias = b"\xc0\x0c\0\5\0\1\0\0\0\x1e" + len(bound).to_bytes(2) + bound
+            ask.later(0.1, lambda: ask.reply(alias, record(owner=bound)))
+
+        async with Scripted(script) as upstream, forwarding(upstream, cell=cell) as client:
+            for round_ in (1, 2):
+                exempt = [False, True, False, True]
+                wires = await asyncio.gather(*(client.ask(query("alias.up.test"), exempt=one) for one in exempt))
+                assert [addresses(read(wire))[0] for wire in wires] == ["10.96.0.200", TRUE] * 2
+                assert len(upstream.asks) == round_
+            assert client.count("forward_rewritten_total") == 4
+
     async def test_a_client_whose_reply_fails_harms_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
         async with Scripted(lambda ask: ask.later(0.05, ask.reply)) as upstream, forwarding(upstream) as client:
 
@@ -381,7 +401,7 @@ class TestLimits:
     async def test_peers_have_no_limit_of_their_own(self) -> None:
         async with (
             Scripted() as upstream,
-            forwarding(upstream, max_outstanding_per_client=1, exempt=lambda client: True) as client,
+            forwarding(upstream, max_outstanding_per_client=1, is_peer=lambda client: True) as client,
         ):
             wires = await asyncio.gather(*(client.ask(query(f"n{n}.up.test")) for n in range(20)))
             assert all(addresses(read(wire)) == [TRUE] for wire in wires)

@@ -16,6 +16,7 @@ from canal_dns.server import link as link_module
 from canal_dns.server.link import (
     Ask,
     Configure,
+    Exempt,
     Link,
     Listening,
     Publish,
@@ -68,6 +69,9 @@ def counters() -> Counters:
 MESSAGES = [
     Configure(1, WorkerSettings.of(SETTINGS)),
     Publish({b"\1a\0": Addresses((b"\1\2\3\4",), (bytes(16),), 5), b"\1b\0": None}, 3, 4, True),
+    Publish({}, 4, 5, False, 12.25),
+    Exempt(frozenset()),
+    Exempt(frozenset({"10.244.1.7", "fd00::7"})),
     Ask(5),
     Stop(),
     Listening(1),
