@@ -678,7 +678,7 @@ class TestLimits:
         world.reply(0)
         assert isinstance(world.ask(question("d"), "one"), Flight)
 
-    def test_peers_are_exempt(self) -> None:
+    def test_peers_have_no_limit_of_their_own(self) -> None:
         world = World(max_per_client=1)
         for name in "abc":
             assert isinstance(world.ask(question(name), "peer"), Flight)

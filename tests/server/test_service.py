@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import logging
 import socket
+import time
 
 import pytest
 
@@ -68,6 +69,23 @@ async def test_p17_all_addresses_or_none(transport: str) -> None:
 async def test_an_address_that_is_not_ours() -> None:
     with pytest.raises(ListenError, match=r"192\.0\.2\.1:1053 \(UDP\): Cannot assign requested address"):
         await PacketService(settings(LOOPBACK, listen=(Endpoint("192.0.2.1", 1053),))).start()
+
+
+async def test_each_table_is_timed_from_what_caused_it_if_that_is_known() -> None:
+    def observed(service: PacketService) -> tuple[int, float]:
+        histogram = service.own_counters().histograms["canal_dns_event_to_answer_seconds"][()]
+        return sum(histogram.counts), histogram.total
+
+    service = PacketService(settings(LOOPBACK))
+    service.publish(BOUND, 1, 1, full=True)
+    assert observed(service) == (0, 0.0)
+    service.publish({WIRE: Addresses((NEW_VIP,), (), 5)}, 2, 2, full=False, since=time.monotonic() - 100)
+    await service.replace(BOUND, 3, 3, since=time.monotonic() - 200)
+    with pytest.raises(TableError):
+        service.publish({b"\3WEB\0": Addresses((NEW_VIP,), (), 5)}, 4, 4, full=False, since=time.monotonic())
+    count, total = observed(service)
+    assert count == 2
+    assert 300 <= total < 305
 
 
 async def test_a_name_moves_at_once() -> None:

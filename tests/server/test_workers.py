@@ -129,6 +129,22 @@ async def test_bnd_09_a_new_vip_is_everywhere_within_a_second() -> None:
             assert not [reply for reply in await answers(endpoint, 100) if reply.endswith(VIP)]
 
 
+async def test_every_worker_times_a_table_from_what_caused_it_once() -> None:
+    async with pool() as running:
+        running.publish(NEW, 2, 2, full=False, since=time.monotonic() - 100)
+        running.publish(BOUND, 3, 3, full=True, since=time.monotonic() - 200)
+        await converged(running.listeners[0])
+        await running.counters()
+        os.kill(pids(running)[0], signal.SIGKILL)
+        await eventually(lambda: not whole(running))
+        await eventually(lambda: whole(running))
+        await converged(running.listeners[0])
+        # The table of the one that came later has no cause but its own start.
+        histogram = (await running.counters()).histograms["canal_dns_event_to_answer_seconds"][()]
+        assert sum(histogram.counts) == 4
+        assert 600 <= histogram.total < 620
+
+
 async def test_p6_a_killed_worker_is_back_with_its_table() -> None:
     async with pool() as running:
         (endpoint,) = running.listeners
