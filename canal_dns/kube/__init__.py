@@ -1,1 +1,1 @@
-"""Kubernetes objects in: from a watched folder of manifests. Decides nothing."""
+"""Kubernetes objects in: from an API server that is watched, or from a watched folder of manifests. Decides nothing."""
