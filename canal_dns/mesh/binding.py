@@ -210,6 +210,7 @@ class Binder:
                 ready=state.ready,
                 attached=tuple(f"{one.namespace}/{one.name}" for one in state.attached),
                 ports=tuple(sorted(port for port in state.ports if model.listener(port) is not None)),
+                endpoints=state.endpoints,
                 warnings=tuple(self.cluster.gateway_warnings(model)),
             )
 

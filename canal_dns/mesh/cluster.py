@@ -91,9 +91,12 @@ class Cluster:
                         frames |= self._frames_of(record.namespace, record.service)
                     elif isinstance(record, Pod):
                         frames |= {str(one) for one in self.settings.gateways if one.namespace == record.namespace}
-        if self._unavailable != self.view.unavailable:
-            self._unavailable = self.view.unavailable
+        rights = self._unavailable ^ self.view.unavailable
+        self._unavailable = self.view.unavailable
+        if "DestinationRule" in rights:
             hosts |= set(self._subset_hosts)
+        if "EndpointSlice" in rights:
+            frames |= {str(gateway) for gateway in self.settings.gateways}
         everything = self._reframe(frames)
         for key in virtual_services:
             record = self.view.virtual_services.get(key)
@@ -180,6 +183,10 @@ class Cluster:
         if model.frame.unusable:
             yield model.frame.unusable
         yield from model.frame.workload.warnings
+        if "EndpointSlice" in self._unavailable:
+            yield "EndpointSlices cannot be read: it counts as ready, and its pods' own queries are answered like all others"
+        if "Namespace" in self._unavailable:
+            yield "Namespaces cannot be read: it serves the names of those that opted out, too"
         if not model.frame.attached:
             yield f"no Gateway is attached to {model.frame.name}"
         service = self.view.services.get((model.frame.workload.namespace, model.frame.name.partition("/")[2]))

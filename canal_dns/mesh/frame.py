@@ -28,6 +28,9 @@ class Frame:
     unusable: str
     """Why it has no address, in a sentence; "" if it has one."""
     ready: bool
+    """One endpoint is, or it cannot be known."""
+    endpoints: tuple[str, ...]
+    """Addresses of its pods, ready or not: they are clients as well."""
     translated: bool
     """Server numbers are ports of the Service; else they are ports of the pods."""
     ports: Mapping[int, int]
@@ -47,12 +50,14 @@ def frame(gateway: InternalGateway, view: View, mesh: MeshSettings) -> Frame:
     unusable = _why_unusable(str(gateway), service, view.skip("Service", (gateway.namespace, gateway.name)))
     stand_in = service or Service(gateway.namespace, gateway.name)
     pods = workload(gateway, stand_in, view)
+    slices = view.slices(gateway.namespace, gateway.name)
     return Frame(
         name=str(gateway),
         v4=stand_in.v4,
         v6=stand_in.v6,
         unusable=unusable,
-        ready=any(piece.ready for piece in view.slices(gateway.namespace, gateway.name)),
+        ready="EndpointSlice" in view.unavailable or any(piece.ready for piece in slices),
+        endpoints=tuple(sorted({address for piece in slices for address in piece.addresses})),
         translated=bool(stand_in.selector),
         ports=_pod_ports(stand_in, pods, view),
         workload=pods,

@@ -89,6 +89,8 @@ class EndpointSlice:
     """(namespace, name) of the Pods behind endpoints, sorted."""
     ports: tuple[tuple[str, int], ...] = ()
     """(name of the Service's port, number that the pods listen on)."""
+    addresses: tuple[str, ...] = ()
+    """Of all endpoints, ready or not, sorted."""
 
 
 @dataclass(frozen=True, slots=True)

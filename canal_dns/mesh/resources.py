@@ -184,7 +184,7 @@ def _addresses(spec: Fields) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tu
 
 
 def unusable(text: str) -> str:
-    """Why an address must not be given to clients as a VIP; "" where it may."""
+    """Why an address can be neither a VIP for clients nor a pod's own; "" where it may."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -218,15 +218,17 @@ def _service_port(port: Fields) -> ServicePort:
 def _endpoint_slice(root: Fields, meta: Fields, namespace: str, name: str) -> EndpointSlice:
     ready = False
     pods = set()
+    addresses: set[str] = set()
     for endpoint in root.children("endpoints"):
         conditions = endpoint.child("conditions")
         ready |= conditions.mapping.get("ready") is not False and not conditions.boolean("terminating")
         target = endpoint.child("targetRef")
         if target.text("kind") == "Pod" and target.text("name"):
             pods.add((target.text("namespace") or namespace, target.text("name")))
+        addresses.update(str(ipaddress.ip_address(text)) for text in endpoint.texts("addresses") if not unusable(text))
     ports = tuple((port.text("name"), port.integer("port", 1, 65535)) for port in root.children("ports") if port.has("port"))
     service = meta.child("labels").text("kubernetes.io/service-name")
-    return EndpointSlice(namespace, name, service, ready, tuple(sorted(pods)), ports)
+    return EndpointSlice(namespace, name, service, ready, tuple(sorted(pods)), ports, tuple(sorted(addresses)))
 
 
 def _pod(root: Fields, meta: Fields, namespace: str, name: str) -> Pod:

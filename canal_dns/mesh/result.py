@@ -129,11 +129,13 @@ class GatewayState:
     v4: tuple[str, ...]
     v6: tuple[str, ...]
     ready: bool
-    """At least one ready endpoint now; what counts for binding is what the caller passes as `unready`."""
+    """At least one ready endpoint now, or nobody can know; what counts for binding is what the caller passes as `unready`."""
     attached: tuple[str, ...]
     """Gateway objects that select its pods, oldest first."""
     ports: tuple[int, ...]
     """Ports of its Service on which something is served, ascending."""
+    endpoints: tuple[str, ...] = ()
+    """Addresses of its pods, ready or not, sorted. Names must not lead these clients to the gateway, that is to themselves."""
     warnings: tuple[str, ...] = ()
 
 

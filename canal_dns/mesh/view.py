@@ -76,7 +76,11 @@ class View:
         return changed
 
     def set_unavailable(self, kinds: Iterable[str]) -> bool:
-        """Name the kinds that may not be read (RBAC). True if that is news. The rule can do without DestinationRules only."""
+        """Name the kinds that may not be read (RBAC). True if that is news.
+
+        The rule can do without DestinationRules (a subset counts as existing), EndpointSlices (gateways count as ready), Pods
+        (a Service's selector stands for their labels) and Namespaces (none has opted out); the others it has to have.
+        """
         before, self._unavailable = self._unavailable, frozenset(kinds)
         return before != self._unavailable
 

@@ -65,6 +65,7 @@ def endpoints(
     ready: bool | None = True,
     name: str = "",
     ports: Iterable[Raw] = (),
+    addresses: Iterable[str] = ("10.244.0.1",),
     **conditions: bool,
 ) -> Raw:
     said = conditions if ready is None else {"ready": ready, **conditions}
@@ -73,7 +74,7 @@ def endpoints(
         "kind": "EndpointSlice",
         "metadata": _meta(namespace, name or f"{of}-1", labels={"kubernetes.io/service-name": of}),
         "endpoints": [
-            {"addresses": ["10.244.0.1"], "conditions": said, "targetRef": {"kind": "Pod", "namespace": namespace, "name": one}}
+            {"addresses": [*addresses], "conditions": said, "targetRef": {"kind": "Pod", "namespace": namespace, "name": one}}
             for one in pods
         ],
         "ports": list(ports),

@@ -139,6 +139,8 @@ others = st.sampled_from(
         make.pod("gw-1", "shop", {"istio": "second"}),
         make.endpoints(),
         make.endpoints(ready=False),
+        make.endpoints(addresses=("10.244.0.2",)),
+        make.endpoints(addresses=("10.244.0.2", "fd00::2"), name="internalgateway-2", ready=False),
         make.endpoints(ports=({"name": "", "port": 15000},)),
         make.endpoints("second", "shop", ("gw-1",)),
         make.namespace("default"),
@@ -205,8 +207,8 @@ class Following(RuleBasedStateMachine):
     def readiness(self, unready: frozenset[str]) -> None:
         self.unready = unready
 
-    @rule(kinds=st.sampled_from([(), ("DestinationRule",)]))
-    def rights(self, kinds: tuple[str, ...]) -> None:
+    @rule(kinds=st.sets(st.sampled_from(["DestinationRule", "EndpointSlice", "Namespace", "Pod"])))
+    def rights(self, kinds: set[str]) -> None:
         self.view.set_unavailable(kinds)
 
     @invariant()
@@ -336,6 +338,41 @@ def test_destination_rules_that_may_not_be_read() -> None:
     bound = made.refresh()[HELLO]
     assert bound is not None
     assert any("cannot be read" in text for text in bound.warnings)
+
+
+def test_a_pod_that_moves_shows_at_once_and_no_name_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, made = binder(make.gateway(), make.virtual_service())
+    assert made.result.gateways[0].endpoints == ("10.244.0.1",)
+    monkeypatch.setattr(Binder, "_evaluate", None)
+    for raw, seen in [
+        (make.endpoints(addresses=("10.244.0.7",)), ("10.244.0.7",)),
+        (make.endpoints(name="more", ready=False, addresses=("10.244.0.10", "10.244.0.7")), ("10.244.0.10", "10.244.0.7")),
+        (make.endpoints("helloworld", "istio-system", addresses=("10.244.0.9",)), ("10.244.0.10", "10.244.0.7")),
+    ]:
+        assert put(view, raw)
+        assert made.refresh() == {}
+        assert made.result.gateways[0].endpoints == seen
+    view.delete("EndpointSlice", "istio-system", "more")
+    assert made.refresh() == {}
+    assert made.result.gateways[0].endpoints == ("10.244.0.7",)
+
+
+def test_endpoint_slices_and_namespaces_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, made = binder(make.gateway(), make.virtual_service(), make.endpoints(ready=False))
+    before = made.result.gateways[0]
+    assert (before.ready, before.warnings) == (False, ())
+    monkeypatch.setattr(Binder, "_evaluate", None)
+    view.reset("EndpointSlice", [])
+    view.set_unavailable(["EndpointSlice", "Namespace"])
+    assert made.refresh() == {}
+    state = made.result.gateways[0]
+    assert (state.ready, state.endpoints) == (True, ())
+    assert state.warnings[0].startswith("EndpointSlices cannot be read: it counts as ready")
+    assert state.warnings[1].startswith("Namespaces cannot be read")
+    put(view, make.endpoints(ready=False))
+    view.set_unavailable([])
+    assert made.refresh() == {}
+    assert made.result.gateways[0] == before
 
 
 def test_the_result_is_to_be_read_only() -> None:

@@ -139,6 +139,7 @@ def test_the_state_of_the_gateway() -> None:
     result = outcome(make.gateway(make.server(80), make.server(8080)), make.gateway(selector={}, name="any"))
     state = result.gateways[0]
     assert (state.gateway, state.ready, state.ports) == ("istio-system/internalgateway", True, (80,))
+    assert state.endpoints == ("10.244.0.1",)
     assert state.attached == ("istio-system/any", "istio-system/internalgateway")
     assert state.warnings == ("Gateway istio-system/any has no selector: it attaches to every gateway of the mesh",)
     nothing = outcome(base=(make.gateway_service(),), settings=SETTINGS).gateways[0]

@@ -89,6 +89,7 @@ REFUSED: list[tuple[dict[str, Any], str, Any, str]] = [
     (make.service(), "spec.ports[0].targetPort", [80], "a whole number"),
     (make.service(type="ExternalName"), "spec.externalName", None, "this field is missing"),
     (make.pod(), "metadata.labels", {"a": None}, "a text is needed, not nothing"),
+    (make.endpoints(), "endpoints[0]", {"addresses": "10.244.0.1"}, "a list is needed"),
     (make.endpoints(), "endpoints[0].conditions", {"terminating": "no"}, "true or false"),
     (make.destination_rule("x"), "spec.host", "", "this field is missing"),
     (make.destination_rule("x"), "spec.subsets", [{}], "this field is missing"),
@@ -290,6 +291,17 @@ def test_an_endpoint_is_ready_unless_it_says_no_or_terminates(conditions: dict[s
     assert record.ports == (("http", 8080),)  # type: ignore[union-attr]
     assert record.pods == (("istio-system", "gw-0"),)  # type: ignore[union-attr]
     assert not parse(make.endpoints(pods=())).ready  # type: ignore[union-attr]
+
+
+def test_addresses_of_all_endpoints_that_a_client_can_have() -> None:
+    raw = make.endpoints(pods=("a",), addresses=("10.244.0.9", "10.244.0.10", "fd00:0:0::7"))
+    raw["endpoints"] += [
+        {"addresses": ["10.244.0.9", "10.244.0.2"], "conditions": {"ready": False, "terminating": True}},
+        {"addresses": ["pod.example", "127.0.0.1", "fe80::1", "0.0.0.0", "::ffff:10.244.0.3", "fd00::1%eth0", "224.0.0.1"]},
+        {},
+    ]
+    record = parse(raw)
+    assert record.addresses == ("10.244.0.10", "10.244.0.2", "10.244.0.9", "fd00::7")  # type: ignore[union-attr]
 
 
 def test_endpoints_that_are_no_pods() -> None:
