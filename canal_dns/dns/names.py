@@ -2,7 +2,8 @@
 
 Rules of this file:
 - a name is `bytes`: length-prefixed labels and the root's zero octet, never compressed;
-- comparison is on lower-cased bytes (RFC 4343): only A-Z fold, so `bytes.lower()` is right and `str.lower()` is not;
+- comparison is on lower-cased bytes (RFC 4343): only A-Z fold, so `bytes.lower()` is right and `str.lower()` is not
+  (octets of length are at most 63, so below `A`: they never change);
 - text goes in through `from_text`, out through `to_text`, which escapes everything that is not printable ASCII.
 """
 
@@ -22,11 +23,6 @@ ROOT = b"\0"
 
 _ESCAPED = frozenset(b'"().;\\@$')
 _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
-
-
-def lower(name: bytes) -> bytes:
-    """Fold a wire-form name for comparison. Length octets are at most 63, so below `A`: they never change."""
-    return name.lower()
 
 
 def is_label(text: str) -> bool:
@@ -103,15 +99,6 @@ def labels(name: bytes) -> Iterator[bytes]:
     while (length := name[at]) != 0:
         yield name[at + 1 : at + 1 + length]
         at += 1 + length
-
-
-def parents(name: bytes) -> Iterator[bytes]:
-    """The name itself, then each ancestor up to the root."""
-    at = 0
-    while name[at] != 0:
-        yield name[at:]
-        at += 1 + name[at]
-    yield ROOT
 
 
 def service_name(service: str, namespace: str, cluster_domain: str) -> str:
