@@ -24,6 +24,7 @@ from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import MIN_UDP
 from canal_dns.metrics import Counters
 from canal_dns.server import _batch_py
+from canal_dns.server._batch_py import MAX_PACKET
 from canal_dns.server.hits import Miss, count_hits
 from canal_dns.server.sockets import IP_PKTINFO, Control, Peer, UdpSocket, count_send_error, reply_control
 
@@ -32,8 +33,6 @@ if sys.platform != "linux" or sys.byteorder != "little" or struct.calcsize("P") 
 
 SLOTS = 64
 """Datagrams of one call."""
-MAX_PACKET = 1024
-"""Octets read of one datagram: several times what a query can need. What is cut off fails to parse."""
 
 # struct mmsghdr in 8-octet words: msg_name, msg_namelen, msg_iov, msg_iovlen, msg_control, msg_controllen, msg_flags, msg_len.
 _WORDS = 8

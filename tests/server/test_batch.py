@@ -96,11 +96,11 @@ class ManyAtOnce(Script):
             if slot and self.packets and isinstance(self.packets[0], OSError):
                 return slot
             try:
-                packet, (host, port) = self.receive(mmsg.MAX_PACKET)
+                packet, (host, port) = self.receive(pure.MAX_PACKET)
             except OSError as error:
                 ctypes.set_errno(error.errno or 0)
                 return slot or -1
-            at = slot * mmsg.MAX_PACKET
+            at = slot * pure.MAX_PACKET
             mmsg._packets.octets[at : at + len(packet)] = packet
             mmsg._received.halves[16 * slot + 14] = len(packet)
             name = struct.pack("=H", socket.AF_INET) + struct.pack(">H4s", port, socket.inet_aton(host))
