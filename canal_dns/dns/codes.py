@@ -31,6 +31,10 @@ class Rcode(IntEnum):
     BADCOOKIE = 23
 
 
+FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
+"""Codes with which a server says nothing of the name, only that it does not answer: another may (CoreDNS's `failover`)."""
+
+
 class Type(IntEnum):
     """Record and question types (RFC 6895 section 3.1)."""
 

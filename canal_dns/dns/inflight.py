@@ -18,6 +18,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from canal_dns.dns.codes import FAILURES
 from canal_dns.dns.flights import (
     Channel,
     Done,
@@ -31,7 +32,7 @@ from canal_dns.dns.flights import (
     Send,
 )
 from canal_dns.dns.upstreams import PROBE, PROBE_INTERVAL, Upstream, Upstreams
-from canal_dns.dns.wire import HEADER, Mismatch, Query, Rcode, match_reply
+from canal_dns.dns.wire import HEADER, Mismatch, Query, match_reply
 
 FIRST_TRY = 0.45
 """Share of the budget after which the second try starts, on another socket: 0.675 s of 1.5 s."""
@@ -44,8 +45,6 @@ MISMATCHES = 3
 _RD_CD = 0x0110
 _TC = 2
 _IDS = 4096
-_FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
-"""Replies that another upstream may better; CoreDNS's `failover`."""
 
 _PROBE_KEY = (b"", 0, 0, 0, True)
 
@@ -174,7 +173,7 @@ class Inflight:
             return mismatch
         if channel.upstream.failing:
             self._upstreams.answered(channel.upstream)
-        if (packet[2] & _TC or packet[3] & 15 in _FAILURES) and self._improvable(flight, channel, packet):
+        if (packet[2] & _TC or packet[3] & 15 in FAILURES) and self._improvable(flight, channel, packet):
             return flight
         flight.reply = packet
         self._finish(flight)
@@ -245,7 +244,7 @@ class Inflight:
 
     def _improvable(self, flight: Flight, channel: Channel, packet: bytes) -> bool:
         """True if this reply is put aside: the other upstream may know better, or TCP may carry the whole."""
-        failure = packet[3] & 15 in _FAILURES
+        failure = packet[3] & 15 in FAILURES
         if not failure and (channel.stream or flight.probe):
             return False
         self._leave(flight, channel)
@@ -263,7 +262,7 @@ class Inflight:
     def _share(self, key: Key, packet: bytes) -> None:
         """What answers a successor answers the flight before it as well."""
         ending = self._late.get(key)
-        if ending is not None and not packet[2] & _TC and packet[3] & 15 not in _FAILURES:
+        if ending is not None and not packet[2] & _TC and packet[3] & 15 not in FAILURES:
             ending.truncated = None
             ending.reply = packet
             self._give_up(ending)

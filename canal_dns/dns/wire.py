@@ -13,7 +13,7 @@ from enum import Enum
 from struct import Struct
 from typing import NamedTuple
 
-from canal_dns.dns.codes import IN, Ede, Rcode, Type, rcode_text, type_label, type_text
+from canal_dns.dns.codes import FAILURES, IN, Ede, Rcode, Type, rcode_text, type_label, type_text
 from canal_dns.dns.names import MAX_LABEL, MAX_NAME
 from canal_dns.dns.records import scan
 
@@ -45,7 +45,6 @@ _opt = Struct(">BHHBBHH")
 _ede = Struct(">HHH")
 _OPT_PLAIN, _OPT_DO = (_opt.pack(0, Type.OPT, MAX_UDP, 0, 0, flags, 0) for flags in (0, DO))
 _EDE_OPTION = 15
-_FAILURES = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
 
 _META = dict.fromkeys(range(128, 255), Rcode.REFUSED) | dict.fromkeys(map(int, (Type.OPT, Type.NXNAME)), Rcode.FORMERR)
 """Types that no record answers (RFC 6895 section 3.1: 128 to 254, and 255 is ANY), with the code for a question that asks
@@ -258,7 +257,7 @@ def match_reply(query: Query, ident: int, packet: bytes) -> Mismatch | None:
     if flags & OPCODE:
         return Mismatch.OPCODE
     if questions == 0:
-        if flags & 15 not in _FAILURES or answers or authorities:
+        if flags & 15 not in FAILURES or answers or authorities:
             return Mismatch.QUESTION
         return Mismatch.MALFORMED if scan(packet) is None else None
     end = HEADER + len(query.question)
