@@ -21,6 +21,7 @@ from canal_dns.dns.names import MAX_NAME, ROOT
 from canal_dns.errors import WireError
 
 HEADER = 12
+"""Octets of a message header (RFC 1035 section 4.1.1)."""
 ANSWER, AUTHORITY, ADDITIONAL = 0, 1, 2
 
 _MAX_POINTERS = 127

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from canal_dns.dns.codes import FAILURES, IN, Ede, Rcode, Type, rcode_text, type_label, type_text
 from canal_dns.dns.names import MAX_LABEL, MAX_NAME
-from canal_dns.dns.records import scan
+from canal_dns.dns.records import HEADER, scan
 
 __all__ = [
     "AA", "AD", "CD", "DO", "HEADER", "IN", "MAX_STREAM", "MAX_UDP", "MIN_UDP", "OPCODE", "QR", "RA", "RD", "TC",
@@ -24,8 +24,6 @@ __all__ = [
     "reply_flags", "servfail", "truncated_reply", "type_label", "type_text", "upstream_query",
 ]  # fmt: skip
 
-HEADER = 12
-"""Octets of a message header (RFC 1035 section 4.1.1)."""
 MIN_UDP = 512
 """Octets that every UDP client takes (RFC 1035 section 2.3.4)."""
 MAX_UDP = 1232
