@@ -110,7 +110,7 @@ class Server(Process):
 
     @property
     def admin(self):
-        return self.line_with("bindings and reasons: ").split()[-1].removesuffix("/bindings")
+        return self.line_with("admin endpoints: ").split()[-1]
 
     def ready(self):
         """Wait until the first table is published, and give the server back."""

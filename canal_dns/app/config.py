@@ -35,10 +35,13 @@ class Configuration:
             return parse({"gateways": [DEFAULT_GATEWAY], **mapping, **self.flags}, offline=self.offline)
         except ConfigError as problem:
             key = problem.where.split(".")[0].split("[")[0]
-            origin = f"--{FLAGS[key]}" if key in self.flags else str(self.path) if self.path else ""
+            origin = f"--{self._flag(key)}" if key in self.flags else str(self.path) if self.path else ""
             raise ConfigError(
                 f"{origin}: {problem.where}" if origin else problem.where, problem.value, problem.allowed
             ) from None
+
+    def _flag(self, key: str) -> str:
+        return "kubeconfig" if key == "source" and "cluster" in self.flags["source"] else FLAGS[key]
 
     def signature(self) -> Signature | None:
         """Changes when the file does, also by the swap of a ConfigMap's symbolic link; None: there is no file."""

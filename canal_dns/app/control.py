@@ -3,6 +3,7 @@
 Root tasks, each named, each running for ever; the end of any one ends the process:
     source      objects into the view
     publish     view -> rule -> settle -> table delta -> data plane
+    snapshot    the answer table onto disk
     config      the file's changes (and SIGHUP) -> settings -> the same objects, reconfigured
     data plane  worker processes, or the one PacketService of `workers: 0`
 """
@@ -18,16 +19,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from functools import partial
-from typing import Any, NoReturn
 
 from canal_dns import __version__
 from canal_dns.admin import Admin, Endpoints
 from canal_dns.app import cpus, loop, worker
+from canal_dns.app.bindings import Bindings
 from canal_dns.app.config import Configuration
-from canal_dns.app.feed import Feed
 from canal_dns.app.logs import Logs
-from canal_dns.app.publish import Publisher
 from canal_dns.errors import CanalError, ConfigError
 from canal_dns.kube.files import Signature
 from canal_dns.metrics import Counters, merge
@@ -38,8 +36,6 @@ from canal_dns.settings import Endpoint, LogFormat, LogSettings, Settings
 
 log = logging.getLogger("canal_dns.app")
 
-QUIET = 0.05
-"""Seconds between two publications at least: a burst of events costs a few table changes, the first one none of them."""
 CONFIG_POLL = 0.5
 """Seconds between two looks at the configuration file."""
 STOP_MARGIN = 2.0
@@ -79,12 +75,7 @@ def _resolved(settings: Settings) -> Settings:
 def _refuse_overlap(key: str, address: Endpoint, present: Iterable[Endpoint | None]) -> None:
     """Raise ConfigError where a new address cannot be bound beside one that is still in use."""
     for old in present:
-        if (
-            old is not None
-            and old.port == address.port
-            and old.is_ipv6 == address.is_ipv6
-            and (old.is_wildcard or address.is_wildcard)
-        ):
+        if old is not None and old != address and old.overlaps(address):
             raise ConfigError(key, str(address), f"it overlaps {old}, which is in use: this change needs a restart")
 
 
@@ -105,25 +96,18 @@ class Control:
         """`signature`: of the file that `settings` came from. `daemon`: SIGHUP reloads; without, it ends the process."""
         self.settings = settings = _resolved(settings)
         self.plane = data_plane(settings)
-        self.feed = Feed(settings.source, settings.binding)
-        self.publisher = Publisher(self.plane, settings.binding.settle, lambda: int(time.time()))
         self.counters = Counters()
+        self.bindings = Bindings(settings, self.plane, self.counters, on_first_table or self._announce_bindings)
         self._config = config
         self._announce = announce
-        self._on_first_table = on_first_table or self._announce_bindings
         self._on_log_settings = on_log_settings
         self._admin: Admin | None = None
-        self._changed = asyncio.Event()
-        self._changed_at: float | None = None
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopping = False
-        self._whole = True
         self._signature = signature
         self._daemon = daemon
-        self._incoming: Feed | None = None
-        self._feeds_changed = asyncio.Event()
         for result in ("ok", "error"):
             self.counters["canal_dns_config_reloads_total"][(result,)] = 0
 
@@ -137,14 +121,16 @@ class Control:
         tasks: set[asyncio.Task[None]] = set()
         failed = False
         try:
+            self.bindings.restore()
             if not await self._started():
                 return 0
             self._admin = await self._start_admin(self.settings.health.admin)
             self._note_load()
             self._announce_listening()
             tasks = {
-                asyncio.create_task(self._follow_source(), name="source"),
-                asyncio.create_task(self._publish(), name="publish"),
+                asyncio.create_task(self.bindings.follow(), name="source"),
+                asyncio.create_task(self.bindings.publish(), name="publish"),
+                asyncio.create_task(self.bindings.saver.run(), name="snapshot"),
                 asyncio.create_task(self._follow_config(), name="config"),
                 asyncio.create_task(self.plane.failed(), name="data plane"),
             }
@@ -198,6 +184,8 @@ class Control:
             await asyncio.wait_for(self.plane.stop(), stop_time(self.settings) + STOP_MARGIN)
         except TimeoutError:
             log.warning("the listeners did not end in time: some queries may be unanswered")
+        if self.bindings.synced:
+            await self.bindings.saver.save()
         if self._admin is not None:
             await self._admin.close()
 
@@ -217,85 +205,6 @@ class Control:
         """End without a lameduck: a person at a terminal does not want to wait for conntrack."""
         self._hurry.set()
         self._stop.set()
-
-    # -- objects -> table ---------------------------------------------------------------------------------------------
-
-    async def _follow_source(self) -> None:
-        """Run the source of the feed that is in force, and of one that will replace it as soon as it is read."""
-        running: dict[asyncio.Task[NoReturn], Feed] = {}
-        try:
-            while True:
-                wanted = [feed for feed in (self.feed, self._incoming) if feed is not None]
-                for task in [task for task, feed in running.items() if feed not in wanted]:
-                    del running[task]
-                    task.cancel()
-                for feed in wanted:
-                    if feed not in running.values():
-                        running[asyncio.create_task(feed.source.run(partial(self._on_change, feed)))] = feed
-                woken = asyncio.create_task(self._feeds_changed.wait())
-                done, _ = await asyncio.wait({*running, woken}, return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
-                self._feeds_changed.clear()
-                for task in running.keys() & done:
-                    await task
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    def _on_change(self, feed: Feed) -> None:
-        if feed is self._incoming and feed.source.synced:
-            self.feed, self._incoming = feed, None
-            self._whole = True
-            self._feeds_changed.set()
-        if feed is not self.feed:
-            return
-        if self._changed_at is None:
-            self._changed_at = asyncio.get_running_loop().time()
-        self._changed.set()
-
-    async def _publish(self) -> None:
-        """One step per change, and one whenever something that waits becomes due."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            due = [at for at in (self.publisher.next_due(), self.feed.next_due()) if at is not None]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(0.0, min(due) - clock()) if due else None)
-            self._changed.clear()
-            self.step(clock())
-            await asyncio.sleep(QUIET)
-
-    def step(self, now: float) -> None:
-        """Evaluate what has changed and publish what need not wait."""
-        if not self.feed.source.synced:
-            return
-        since, self._changed_at = self._changed_at, None
-        began = time.perf_counter()
-        changes = self.feed.refresh(now)
-        first = self.publisher.generation == 0
-        if self._whole:
-            self._whole = False
-            self.publisher.replace(self.feed.result.bound)
-            published = True
-        else:
-            published = self.publisher.update(changes, now)
-        if not (self.publisher.settled(now) or published):
-            return
-        took = time.perf_counter() - began
-        self.counters.histograms["canal_dns_table_publish_duration_seconds"][()].observe(
-            took if since is None else max(took, now - since + took)
-        )
-        self.counters["canal_dns_table_last_change_timestamp_seconds"][()] = time.time()
-        log.info(
-            "published generation %d: %d bound, %d settling, %d meant by a VirtualService and skipped, %.1f ms",
-            self.publisher.generation,
-            self.publisher.live,
-            len(self.publisher.settling(now)),
-            len(self.feed.result.skipped),
-            took * 1000,
-        )
-        if first:
-            self._on_first_table()
 
     # -- configuration --------------------------------------------------------------------------------------------------
 
@@ -360,17 +269,7 @@ class Control:
         self._admin = admin
         self.settings = new
         self._on_log_settings(new.log)
-        self.publisher.settle = new.binding.settle
-        if new.source != old.source:
-            # The old feed stays in force until the new source is read.
-            self._incoming = Feed(new.source, new.binding)
-            self._feeds_changed.set()
-        elif new.binding != old.binding:
-            if self._incoming is not None:
-                self._incoming.rebind(new.binding)
-            self.feed.rebind(new.binding)
-            self._whole = True
-        self._on_change(self.feed)
+        self.bindings.reconfigure(new)
 
     # -- what others ask --------------------------------------------------------------------------------------------------
 
@@ -378,10 +277,7 @@ class Control:
         """Raises ListenError."""
         if address is None:
             return None
-        admin = Admin(
-            address,
-            Endpoints(ready=self.not_ready, metrics=self.all_counters, bindings=lambda: json.dumps(self.bindings()).encode()),
-        )
+        admin = Admin(address, Endpoints(ready=self.not_ready, metrics=self.all_counters, bindings=self._bindings_as_json))
         await admin.start()
         return admin
 
@@ -390,51 +286,23 @@ class Control:
         """Where the admin endpoints listen, with the port that the kernel chose for 0; None: nowhere."""
         return self._admin.address if self._admin else None
 
+    def _bindings_as_json(self) -> bytes:
+        return json.dumps(self.bindings.to_plain()).encode()
+
     def not_ready(self) -> list[str]:
         """Why `/ready` says 503; empty: it says 200."""
         reasons = []
         if self._stopping:
             reasons.append("stopping")
-        if self.publisher.generation == 0:
-            reasons.append(f"source: {self.settings.source.manifests} was not read yet; every query is forwarded")
+        reasons.extend(f"source: {line}" for line in self.bindings.waiting())
         if not self.plane.healthy():
             reasons.append("listeners: some do not answer")
         return reasons
 
-    def bindings(self) -> dict[str, Any]:
-        """What `/bindings` shows: the shape of `table -o json`, and what only a running server knows."""
-        now = asyncio.get_running_loop().time()
-        source = self.feed.source
-        return {
-            **self.feed.to_plain(),
-            "clusterDomain": self.settings.zone.cluster_domain,
-            "generation": self.publisher.generation,
-            "settling": {name: round(left, 3) for name, left in sorted(self.publisher.settling(now).items())},
-            "source": {
-                "manifests": self.settings.source.manifests,
-                "synced": source.synced,
-                "broken": [str(problem) for problem in source.broken],
-                "skips": [str(skip) for skip in source.skips],
-            },
-        }
-
     async def all_counters(self) -> Counters:
         """The counters of every process, with the gauges of this one brought up to date."""
-        own, source = self.counters, self.feed.source
-        own["canal_dns_table_generation"][()] = self.publisher.generation
-        own["canal_dns_bound_names"][()] = self.publisher.live
-        skipped = own["canal_dns_skipped_names"]
-        skipped.clear()
-        for reason, count in self.feed.reasons().items():
-            skipped[(reason,)] = count
-        own["canal_dns_source_synced"][()] = int(source.synced)
-        own["canal_dns_source_broken_files"][()] = len(source.broken)
-        objects = own["canal_dns_source_objects"]
-        objects.clear()
-        for kind, count in source.counts.items():
-            objects[(kind,)] = count
-        for labels, count in source.skipped_total.items():
-            own["canal_dns_source_skipped_objects_total"][labels] = count
+        own = self.counters
+        self.bindings.observe(own)
         own["canal_dns_ready"][()] = int(not self.not_ready())
         versions = (__version__, platform.python_version(), loop.NAME, batch.IMPLEMENTATION)
         own["canal_dns_build_info"][versions] = 1
@@ -449,12 +317,15 @@ class Control:
         self._announce(f"forwarding to {', '.join(map(str, self.settings.forward.upstreams))}")
         if self._admin is not None:
             self._announce(f"admin endpoints: http://{self._admin.address}")
-        if not self.feed.source.synced:
-            self._announce(f"reading {self.settings.source.manifests}; until then every query is forwarded")
+        source = self.bindings.feed.source
+        if not source.synced:
+            self._announce(f"reading {source.place}; until then {self.bindings.meanwhile}")
 
     def _announce_bindings(self) -> None:
-        reasons = self.feed.reasons()
+        reasons = self.bindings.feed.reasons()
         text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        self._announce(f"{self.publisher.live} names bound, {reasons.total()} skipped" + (f" ({text})" if text else ""))
+        self._announce(
+            f"{len(self.bindings.publisher.live)} names bound, {reasons.total()} skipped" + (f" ({text})" if text else "")
+        )
         if self._admin is not None:
             self._announce(f"bindings and reasons: http://{self._admin.address}/bindings")

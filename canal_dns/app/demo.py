@@ -78,11 +78,13 @@ def shipped_manifests() -> Path:
 async def run(chosen: Plan, show: Show) -> int:
     """Run the demo. Gives the exit status. Raises ListenError, ConfigError, ManifestError."""
     controls: list[Control] = []
-    standin = StandIn(lambda query: message.answer(query, zone_of(controls[0].feed.view, "cluster.local"), "cluster.local"))
+    standin = StandIn(
+        lambda query: message.answer(query, zone_of(controls[0].bindings.feed.view, "cluster.local"), "cluster.local")
+    )
     upstream = await standin.start()
     config = Configuration(None, _flags(chosen, upstream))
     settings = config.load()
-    offline(settings.source, settings.binding)
+    await offline(settings.source, settings.binding)
     logs = Logs()
     logs.start(settings.log)
     first_table = asyncio.Event()
@@ -106,13 +108,13 @@ async def run(chosen: Plan, show: Show) -> int:
 async def _present(control: Control, chosen: Plan, upstream: Endpoint, show: Show) -> bool:
     """Print what is bound and what to ask; with `--once` ask it, and say whether every answer is as it should be."""
     listen = control.plane.listeners[0]
-    show.table(control.bindings())
+    show.table(control.bindings.to_plain())
     show.line()
     show.line(
         f"canal-dns listens on {listen} (UDP and TCP); a stand-in CoreDNS on {upstream} knows the Services' own addresses."
     )
     good = True
-    for question in questions(control.feed):
+    for question in questions(control.bindings.feed):
         show.line()
         show.line(f"$ dig @{listen.host} -p {listen.port} +noall +answer {question.name} {question.qtype}    # {question.why}")
         if chosen.once:
@@ -130,7 +132,7 @@ async def _present(control: Control, chosen: Plan, upstream: Endpoint, show: Sho
         return good
     show.line()
     show.line(f"Edit {chosen.manifests} and ask again: the answers follow within a second. Why a name is (not) bound:")
-    for name in [*sorted(control.feed.result.bound)[:1], *sorted(control.feed.result.skipped)[:1]]:
+    for name in [*sorted(control.bindings.feed.result.bound)[:1], *sorted(control.bindings.feed.result.skipped)[:1]]:
         show.line(f"$ canal-dns explain {name} --manifests {chosen.manifests}")
     if control.admin_address is not None:
         show.line(f"$ curl http://{control.admin_address}/bindings")

@@ -1,6 +1,6 @@
 """From objects to bindings: one source, the view it fills, and the rule over it.
 
-    ManifestSource -> View -> Binder -> changes
+    Source -> View -> Binder -> changes
 
 A feed is replaced whole when the source or the rule's settings change; its result is compared with the one before,
 so that a name which stays bound is never away.
@@ -14,22 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from canal_dns.kube.files import ManifestSource
+from canal_dns.kube.source import Source
 from canal_dns.mesh import report
 from canal_dns.mesh.binding import Binder
 from canal_dns.mesh.explain import Explanation, explain
 from canal_dns.mesh.readiness import Readiness
 from canal_dns.mesh.result import Bound, Result
 from canal_dns.mesh.view import View
+from canal_dns.metrics import Counters
 from canal_dns.settings import BindingSettings, GatewayUnready, SourceSettings
 
 
 class Feed:
     """The bindings of one source under one set of rules."""
 
-    def __init__(self, source: SourceSettings, settings: BindingSettings) -> None:
+    def __init__(self, source: SourceSettings, settings: BindingSettings, counters: Counters) -> None:
+        """`counters`: where the source counts what happens to it."""
         self.settings = settings
         self.view = View()
-        self.source = ManifestSource(Path(source.manifests), self.view)
+        self.source = _source(source, settings, self.view, counters)
         self.result = Result()
         """What the last `refresh` found; reasons of skipped names are found when they are asked for, once."""
         self._binder = Binder(self.view, settings)
@@ -72,12 +75,21 @@ class Feed:
         return self._readiness.unready if self.settings.gateway_unready is GatewayUnready.FORWARD else frozenset()
 
 
-def offline(source: SourceSettings, settings: BindingSettings) -> Feed:
+def _source(source: SourceSettings, settings: BindingSettings, view: View, counters: Counters) -> Source:
+    if source.cluster is None:
+        return ManifestSource(Path(source.manifests), view)
+    # Only here: it brings 40 MB of client libraries along.
+    from canal_dns.kube.watcher import ClusterSource
+
+    return ClusterSource(source.cluster, settings.gateways, view, counters)
+
+
+async def offline(source: SourceSettings, settings: BindingSettings) -> Feed:
     """A feed that was read once, for `table` and `explain`: a gateway that is not ready now counts as not ready.
 
-    Raises ManifestError when nothing can be read.
+    Raises ManifestError, ClusterError when nothing can be read.
     """
-    feed = Feed(source, settings)
-    feed.source.load()
+    feed = Feed(source, settings, Counters())
+    await feed.source.read()
     feed.refresh(0.0)
     return feed

@@ -4,6 +4,7 @@ Rules of this file:
 - make before break: a name that becomes bound waits `settle` seconds, since istiod needs time to program the gateway;
   one that stops being bound goes at once, and so does a change of its addresses;
 - the first table is published whole and without waiting: its names were bound before we looked;
+- a saved table is answered from until the first one is there, whose names do not wait either;
 - all calls take `now` (monotonic seconds); nothing here reads a clock.
 """
 
@@ -21,7 +22,7 @@ from canal_dns.mesh.result import Bound
 class Publish(Protocol):
     """The part of a data plane that is needed here."""
 
-    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool) -> None: ...
+    def publish(self, delta: Delta, generation: int, serial: int, *, full: bool, since: float | None = None) -> None: ...
 
 
 class Publisher:
@@ -37,13 +38,18 @@ class Publisher:
         self._settling: dict[str, tuple[Addresses, float]] = {}
 
     @property
-    def live(self) -> int:
-        """How many names are answered."""
-        return len(self._live)
+    def live(self) -> Mapping[str, Addresses]:
+        """The names that are answered, and how."""
+        return self._live
 
     def settling(self, now: float) -> dict[str, float]:
         """The names that wait, with the seconds that are left."""
         return {name: max(0.0, due - now) for name, (_, due) in self._settling.items()}
+
+    def restore(self, saved: Mapping[str, Addresses]) -> None:
+        """Publish a saved table."""
+        self._live = dict(saved)
+        self._send({names.from_text(name): one for name, one in saved.items()}, full=True)
 
     def replace(self, bound: Mapping[str, Bound]) -> None:
         """Publish a whole table: the first one, or one under other rules. Only names that were settling go on waiting."""
@@ -52,8 +58,11 @@ class Publisher:
         self._live = {name: one for name, one in addresses.items() if name not in self._settling}
         self._send({names.from_text(name): one for name, one in self._live.items()}, full=True)
 
-    def update(self, changes: Mapping[str, Bound | None], now: float) -> bool:
-        """Take over changed bindings (None: no longer bound) and publish what need not wait. True: something was published."""
+    def update(self, changes: Mapping[str, Bound | None], now: float, since: float | None = None) -> bool:
+        """Take over changed bindings (None: no longer bound) and publish what need not wait. True: something was published.
+
+        `since`: when the event behind it came, for whoever measures how long an answer took.
+        """
         delta: dict[bytes, Addresses | None] = {}
         for name, bound in changes.items():
             if bound is None:
@@ -68,7 +77,7 @@ class Publisher:
             elif self._live.get(name) != addresses:
                 self._live[name] = addresses
                 delta[names.from_text(name)] = addresses
-        return self._send(delta)
+        return self._send(delta, since=since)
 
     def settled(self, now: float) -> bool:
         """Publish the names whose waiting is over. True: there were some."""
@@ -83,12 +92,32 @@ class Publisher:
         """When `settled` has something to do next; None: nothing waits."""
         return min((due for _, due in self._settling.values()), default=None)
 
-    def _send(self, delta: Delta, *, full: bool = False) -> bool:
+    def _send(self, delta: Delta, *, full: bool = False, since: float | None = None) -> bool:
         if not delta and not full:
             return False
         self.generation += 1
-        self._plane.publish(delta, self.generation, self._serial(), full=full)
+        self._plane.publish(delta, self.generation, self._serial(), full=full, since=since)
         return True
+
+
+class Pace:
+    """How often the table may change: the first events cost no time, a flood of them a few tables a second.
+
+    A token bucket that may be overdrawn by the step just made.
+    """
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = self._tokens = float(burst)
+        self._at: float | None = None
+
+    def pause(self, now: float) -> float:
+        """Seconds to wait after a step at `now` (monotonic) before the next."""
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._per_second)
 
 
 def addresses_of(bound: Bound) -> Addresses:

@@ -66,9 +66,12 @@ def explain(plain: Mapping[str, Any], name: str) -> Explanation:
 def warnings(plain: Mapping[str, Any]) -> list[str]:
     """What keeps the bindings of a running server from being the whole truth."""
     source = plain.get("source", {})
-    told = [f"{problem} (its last good objects are kept)" for problem in source.get("broken", ())]
+    told = list(source.get("problems", ()))
     if not source.get("synced", True):
-        told.append(f"the server has not read {source.get('manifests')} yet: it forwards everything")
+        saved = plain.get("snapshot", {})
+        meanwhile = f"answers {saved['names']} names from its saved table" if saved.get("inUse") else "forwards everything"
+        told.append(f"the server has not read {source.get('place')} yet: it {meanwhile}")
+        told += source.get("waiting", ())
     told += [
         f"{name} settles for another {left:g} s and is forwarded until then" for name, left in plain.get("settling", {}).items()
     ]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from canal_dns.cli import commands, options
-from canal_dns.errors import CanalError, ConfigError, ManifestError, RemoteError
+from canal_dns.errors import CanalError, ClusterError, ConfigError, ManifestError, RemoteError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ended.code or 0)
     try:
         return commands.COMMANDS[given.command](given)
-    except (ConfigError, ManifestError, RemoteError) as problem:
+    except (ConfigError, ManifestError, ClusterError, RemoteError) as problem:
         print(f"canal-dns: {problem}", file=sys.stderr)
         return options.EXIT_USAGE
     except CanalError as problem:

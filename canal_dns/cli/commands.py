@@ -78,9 +78,9 @@ def check(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> dict[str, Any]:
     """The bindings of a running server, with what keeps them from being whole told on standard error."""
-    if options.manifests or options.config:
+    if options.manifests or options.config or options.kubeconfig:
         raise ConfigError(
-            "--server", options.server, "it stands alone: a running server knows its own manifests and configuration"
+            "--server", options.server, "it stands alone: a running server knows its own source and configuration"
         )
     plain = remote.bindings(options.server)
     for problem in remote.warnings(plain):
@@ -89,12 +89,12 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read(options: argparse.Namespace) -> Feed:
-    """The bindings of a folder of manifests; its broken files are told on standard error and do not stop the rest."""
-    if not options.config and not options.manifests:
-        raise ConfigError("--manifests", None, "say where to read: --manifests DIR, -c FILE or --server URL")
+    """The bindings of a source read once; what it could not read is told on standard error and does not stop the rest."""
+    if not options.config and not options.manifests and not options.kubeconfig:
+        raise ConfigError("--manifests", None, "say where to read: --manifests DIR, --kubeconfig FILE, -c FILE or --server URL")
     settings = configuration(options, offline=True).load()
-    feed = offline(settings.source, settings.binding)
-    for problem in feed.source.broken:
+    feed = loop.run(offline(settings.source, settings.binding))
+    for problem in feed.source.problems():
         print(f"canal-dns: warning: {problem}", file=sys.stderr)
     for skip in feed.source.skips:
         print(f"canal-dns: warning: {skip}", file=sys.stderr)

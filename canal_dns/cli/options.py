@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from canal_dns import __version__
 from canal_dns.app.config import Configuration
+from canal_dns.errors import ConfigError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -19,7 +20,7 @@ _EXAMPLES = """\
 examples:
   canal-dns demo                                     try it on this machine
   canal-dns serve -c canal-dns.yaml                  run the server
-  canal-dns table --manifests manifests/             what would be bound, and what not
+  canal-dns table --kubeconfig ~/.kube/config        what would be bound in that cluster, and what not
   canal-dns explain helloworld.default --server http://127.0.0.1:8080
 """
 
@@ -107,7 +108,10 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--manifests", metavar="DIR", help="folder or file of Kubernetes manifests")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--manifests", metavar="DIR", help="folder or file of Kubernetes manifests")
+    source.add_argument("--kubeconfig", metavar="FILE", help="the cluster of this kubeconfig")
+    command.add_argument("--context", metavar="NAME", help="a context of the kubeconfig; default: its current one")
     command.add_argument(
         "--gateway", action="append", metavar="NAMESPACE/NAME",
         help="Service of an internal gateway (repeatable; default istio-system/internalgateway)",
@@ -144,6 +148,10 @@ def configuration(options: argparse.Namespace, *, offline: bool = False) -> Conf
             flags[key] = given[flag]
     if given.get("manifests") is not None:
         flags["source"] = {"manifests": str(options.manifests)}
+    if given.get("kubeconfig") is not None:
+        flags["source"] = {"cluster": {"kubeconfig": options.kubeconfig, "context": options.context}}
+    elif given.get("context") is not None:
+        raise ConfigError("--context", options.context, "a context is one of a file: name --kubeconfig too")
     if given.get("gateway") is not None:
         flags["gateways"] = [{"service": gateway} for gateway in options.gateway]
     return Configuration(options.config, flags, offline)

@@ -16,15 +16,17 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from canal_dns.errors import ManifestError
 from canal_dns.kube import documents
+from canal_dns.kube.source import OnChange
 from canal_dns.mesh import resources
 from canal_dns.mesh.view import View
+from canal_dns.metrics import Counters
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class _Look:
 
 
 class ManifestSource:
-    """Objects of `path` for `sink`.
+    """Objects of `path` for `sink`: a Source.
 
     `load` reads once and insists; `run` goes on from there (or from nothing) for ever and never gives up.
     """
@@ -150,6 +152,35 @@ class ManifestSource:
         """Objects in use, by kind."""
         return Counter(record.kind for record in self._records.values() if not isinstance(record, resources.Skip))
 
+    @property
+    def place(self) -> str:
+        return f"manifests {self.path}"
+
+    def waiting(self) -> list[str]:
+        """Why nothing is known yet."""
+        return [] if self.synced else [f"{self.path} was not read yet", *map(str, self.broken)]
+
+    def problems(self) -> list[str]:
+        """The files that cannot be read now."""
+        kept = " (its last good objects are kept)" if self.synced else ""
+        return [f"{problem}{kept}" for problem in self.broken]
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"objects": dict(self.counts)}
+
+    def observe(self, counters: Counters) -> None:
+        counters["canal_dns_source_synced"][("manifests",)] = int(self.synced)
+        counters["canal_dns_source_broken_files"][()] = len(self.broken)
+        objects = counters["canal_dns_source_objects"]
+        objects.clear()
+        for kind, count in self.counts.items():
+            objects[(kind,)] = count
+        for labels, total in self.skipped_total.items():
+            counters["canal_dns_source_skipped_objects_total"][labels] = total
+
+    async def read(self) -> None:
+        self.load()
+
     def load(self) -> None:
         """Read everything now and fill the view. Blocks. Raises ManifestError if there is nothing that can be read."""
         look = self._folder.look()
@@ -159,18 +190,19 @@ class ManifestSource:
             raise ManifestError(self.path, None, f"no manifests here ({', '.join('*' + suffix for suffix in SUFFIXES)})")
         self._publish(look)
 
-    async def run(self, on_change: Callable[[], None]) -> NoReturn:
+    async def run(self, on_change: OnChange) -> NoReturn:
         """Follow the files until cancelled; `on_change` is called after the view was filled and after each change of it."""
         while True:
             seconds = await self.poll(on_change)
             # A folder of very many files is not looked at all the time.
             await asyncio.sleep(max(self._interval, 10 * seconds))
 
-    async def poll(self, on_change: Callable[[], None]) -> float:
+    async def poll(self, on_change: OnChange) -> float:
         """One look at the files, in a thread, and its consequences. Returns the seconds that finding them took."""
         look = await asyncio.to_thread(self._folder.look)
+        found = time.monotonic()
         if self._publish(look):
-            on_change()
+            on_change(found)
         return look.seconds
 
     def _publish(self, look: _Look) -> bool:

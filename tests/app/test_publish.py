@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal_dns.app.publish import Publisher, addresses_of
+from canal_dns.app.publish import Pace, Publisher, addresses_of
 from canal_dns.dns import names
 from canal_dns.mesh.result import Bound, difference
 
@@ -24,7 +24,7 @@ class Plane:
         self.table = {}
         self.calls = []
 
-    def publish(self, delta, generation, serial, *, full):
+    def publish(self, delta, generation, serial, *, full, since=None):
         self.calls.append((dict(delta), generation, serial, full))
         self.table = dict(delta) if full else {**self.table, **delta}
         self.table = {name: one for name, one in self.table.items() if one is not None}
@@ -47,7 +47,7 @@ def wire(bound):
 def test_the_first_table_is_whole_and_does_not_wait(plane, publisher):
     publisher.replace({A.name: A})
     assert plane.calls == [({wire(A): addresses_of(A)}, 1, 7, True)]
-    assert publisher.live == 1
+    assert list(publisher.live) == [A.name]
 
 
 def test_an_empty_first_table_is_published_too(plane, publisher):
@@ -152,3 +152,44 @@ def test_in_the_end_the_table_equals_the_bindings(worlds):
         before = bound
     publisher.settled(len(worlds) + 2.0)
     assert plane.table == {names.from_text(name): addresses_of(one) for name, one in before.items()}
+
+
+def test_a_saved_table_answers_until_the_first_one_is_there(plane, publisher):
+    """What is in both is never away, what is gone goes, and what is new does not settle: it was bound before we looked."""
+    publisher.restore({A.name: addresses_of(A)})
+    assert plane.table == {wire(A): addresses_of(A)}
+    publisher.replace({B.name: B})
+    assert plane.table == {wire(B): addresses_of(B)}
+    assert [full for *_, full in plane.calls] == [True, True]
+
+
+def test_when_the_event_came_goes_with_the_delta_but_not_with_what_waited_on_purpose():
+    plane = Plane()
+    seen = []
+    publish = plane.publish
+    plane.publish = lambda *args, since=None, **more: (seen.append(since), publish(*args, **more))
+    publisher = Publisher(plane, settle=2.0, serial=lambda: 7)
+    publisher.replace({A.name: A})
+    publisher.update({A.name: None}, now=10.0, since=9.5)
+    publisher.update({B.name: B}, now=11.0, since=10.5)
+    publisher.settled(13.0)
+    assert seen == [None, 9.5, None]
+
+
+def test_the_first_changes_are_not_held_up_and_a_flood_is():
+    pace = Pace(per_second=10.0, burst=3)
+    assert [pace.pause(100.0) for _ in range(4)] == [0.0, 0.0, 0.0, pytest.approx(0.1)]
+    assert pace.pause(100.1) == pytest.approx(0.1)
+    assert pace.pause(200.0) == 0.0
+
+
+@given(st.lists(st.floats(0, 0.05), min_size=50, max_size=200))
+def test_a_flood_makes_no_more_tables_than_allowed(gaps):
+    pace, now, times = Pace(per_second=10.0, burst=5), 0.0, []
+    for gap in gaps:
+        now += gap
+        times.append(now)
+        now += pace.pause(now)
+    for first in range(len(times) - 1):
+        within = [at for at in times[first:] if at < times[first] + 1.0]
+        assert len(within) <= 5 + 10 + 1

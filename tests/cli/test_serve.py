@@ -83,12 +83,12 @@ def test_a_broken_file_keeps_what_it_had_and_is_named(manifests):
         server.ready()
         path = manifests / "helloworld.yaml"
         path.write_text("kind: [broken\n")
-        wait_for(lambda: server.bindings()["source"]["broken"])
-        assert "helloworld.yaml:" in server.bindings()["source"]["broken"][0]
+        wait_for(lambda: server.bindings()["source"]["problems"])
+        assert "helloworld.yaml:" in server.bindings()["source"]["problems"][0]
         assert server.addresses(HELLO) == ["10.96.9.9"]
         assert "canal_dns_source_broken_files 1.0" in server.get("/metrics")[1]
         shutil.copy(DEMO / "helloworld.yaml", path)
-        wait_for(lambda: not server.bindings()["source"]["broken"])
+        wait_for(lambda: not server.bindings()["source"]["problems"])
 
 
 def test_before_the_manifests_are_there_everything_is_forwarded(tmp_path):

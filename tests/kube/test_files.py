@@ -82,7 +82,7 @@ async def watching(path, world, interval=0.02):
     """A source that runs; gives `until(condition)`, which fails after 10 s."""
     source = ManifestSource(path, world, interval=interval)
     changes = []
-    task = asyncio.create_task(source.run(lambda: changes.append(len(changes))))
+    task = asyncio.create_task(source.run(lambda _: changes.append(len(changes))))
     source.changes = changes
 
     async def until(condition):
@@ -192,7 +192,7 @@ async def test_an_object_that_became_unusable_is_not_served_from_memory(folder):
     source.load()
     assert view.services
     (folder / "a.yaml").write_text(BAD_PORTS)
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert not view.services
     assert [(skip.namespace, skip.name) for skip in view.skips()] == [("shop", "a")]
     assert source.counts == {}
@@ -389,9 +389,9 @@ async def test_load_then_run_resets_once(folder, world):
     source = load(folder, world)
     changes = []
     resets = list(world.calls)
-    await source.poll(lambda: changes.append(1))
+    await source.poll(lambda _: changes.append(1))
     write(folder / "a.yaml", service("a", address="10.96.0.2"))
-    await source.poll(lambda: changes.append(1))
+    await source.poll(lambda _: changes.append(1))
     assert world.calls == [*resets, ("apply", "Service", "shop", "a")]
     assert changes == [1]
 
@@ -446,10 +446,10 @@ async def test_a_write_within_one_tick_of_the_clock_is_seen(folder, world, monke
     frozen = files.Signature.of(path.stat())
     monkeypatch.setattr(files.Signature, "of", lambda status: frozen)
     path.write_text(service("a", address="10.96.0.2"))
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert world.address("a") == ("10.96.0.2",)
     path.write_text(service("a", address="10.96.0.3"))
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert world.address("a") == ("10.96.0.2",), "once is enough: by now the clock has moved"
 
 
@@ -571,7 +571,7 @@ async def test_the_loop_is_not_held_up_by_parsing(folder, world):
             beats += 1
 
     task = asyncio.create_task(beat())
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     task.cancel()
     assert len(world.names) == 2000
     assert beats >= 10
@@ -589,30 +589,30 @@ async def test_the_log_has_one_line_per_change_and_repeats_nothing(folder, world
 
     write(folder / "a.yaml", "kind: [")
     for _ in range(5):
-        await source.poll(lambda: None)
+        await source.poll(lambda _: None)
     write(folder / "a.yaml", "\n\nkind: [")
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert len(caplog.records) == 1, "another problem of the same file waits for its turn"
     monkeypatch.setattr(files, "COMPLAINT_INTERVAL", 0.0)
-    await source.poll(lambda: None)
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
+    await source.poll(lambda _: None)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     caplog.clear()
 
     write(folder / "a.yaml", service("a") + "---\n" + service("b"))
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"{folder}/a.yaml: 2 objects read in ")
     caplog.clear()
 
     (folder / "a.yaml").unlink()
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert [record.getMessage() for record in caplog.records] == [f"{folder}/a.yaml: gone"]
     caplog.clear()
 
     for number in range(30):
         (folder / f"{number}.yaml").write_text(service(f"s{number}"))
-    await source.poll(lambda: None)
+    await source.poll(lambda _: None)
     assert len(caplog.records) == files.LOG_LINES + 1
     assert caplog.records[-1].getMessage() == f"{folder}: 20 more like these"
 
