@@ -24,7 +24,7 @@ from canal_dns.app.publish import Pace, Publisher
 from canal_dns.app.saving import Saver
 from canal_dns.metrics import Counters
 from canal_dns.server.service import DataPlane
-from canal_dns.settings import Settings
+from canal_dns.settings import Settings, SourceSettings
 
 log = logging.getLogger("canal_dns.app")
 
@@ -60,7 +60,7 @@ class Bindings:
     def restore(self) -> None:
         """Answer from the saved table, if there is one that can be used, until the objects are read."""
         wanted = snapshot.Wanted(
-            place=self.feed.source.place,
+            origin=_origin(self._settings.source),
             cluster_domain=self._settings.zone.cluster_domain,
             gateways=frozenset(map(str, self._settings.binding.gateways)),
             max_age=self._settings.snapshot.max_age,
@@ -76,7 +76,7 @@ class Bindings:
         return snapshot.Snapshot(
             written=time.time(),
             version=__version__,
-            place=self.feed.source.place,
+            origin=_origin(self._settings.source),
             cluster_domain=self._settings.zone.cluster_domain,
             names=snapshot.mapping_of(self.publisher.live, gateways),
         )
@@ -242,3 +242,12 @@ class Bindings:
         for reason, count in self.feed.reasons().items():
             skipped[(reason,)] = count
         self.feed.source.observe(counters)
+
+
+def _origin(source: SourceSettings) -> str:
+    """What the saved table of a source goes by: known before anybody was asked, and the same after a restart."""
+    if source.cluster is None:
+        return f"manifests {source.manifests}"
+    if not source.cluster.kubeconfig:
+        return "the cluster of the pod"
+    return f"kubeconfig {source.cluster.kubeconfig} {source.cluster.context}".rstrip()

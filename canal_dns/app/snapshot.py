@@ -50,8 +50,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Seconds since 1970."""
     version: str
     """Of the canal-dns that wrote it; told, not compared."""
-    place: str
-    """Of the source: another cluster's table is of no use."""
+    origin: str
+    """Which source it was made of, as the configuration says it: another cluster's table is of no use."""
     cluster_domain: str
     names: dict[str, Entry]
 
@@ -60,7 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 class Wanted:
     """What a snapshot must fit."""
 
-    place: str
+    origin: str
     cluster_domain: str
     gateways: frozenset[str]
     """`namespace/name` of the internal gateways that are configured now."""
@@ -135,7 +135,7 @@ def usable(snapshot: Snapshot, path: Path, wanted: Wanted, now: float) -> dict[s
         said = f"it is {age / 3600:.1f} h old" if age > 0 else "it comes from the future"
         raise SnapshotError(str(path), f"{said}, snapshot.maxAge is {wanted.max_age / 3600:g} h")
     for what, theirs, ours in (
-        ("source", snapshot.place, wanted.place),
+        ("source", snapshot.origin, wanted.origin),
         ("cluster domain", snapshot.cluster_domain, wanted.cluster_domain),
     ):
         if theirs != ours:

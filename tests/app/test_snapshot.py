@@ -22,11 +22,11 @@ HELLO = "helloworld.default.svc.cluster.local"
 SAVED = Snapshot(
     written=1_000_000.0,
     version="0.2.0",
-    place="cluster https://10.96.0.1:443",
+    origin="the cluster of the pod",
     cluster_domain="cluster.local",
     names={HELLO: Entry(("10.96.9.9",), ("fd00::9",), 5, GATEWAY)},
 )
-WANTED = Wanted("cluster https://10.96.0.1:443", "cluster.local", frozenset({GATEWAY}), max_age=3600.0)
+WANTED = Wanted("the cluster of the pod", "cluster.local", frozenset({GATEWAY}), max_age=3600.0)
 NOW = SAVED.written + 60
 ANSWER = Addresses((bytes((10, 96, 9, 9)),), (b"\xfd" + bytes(14) + b"\x09",), 5)
 
@@ -102,7 +102,7 @@ def test_a_huge_file_is_not_even_read(path, monkeypatch):
     [
         (changed(written=SAVED.written - 7200), "2.0 h old, snapshot.maxAge is 1 h"),
         (changed(written=NOW + 3600), "comes from the future"),
-        (changed(place="cluster https://other"), "source is 'cluster https://other'"),
+        (changed(origin="kubeconfig /other"), "source is 'kubeconfig /other'"),
         (changed(cluster_domain="k8s.example"), "cluster domain is 'k8s.example'"),
         (changed(names={HELLO: Entry(("0.0.0.0",), (), 5, GATEWAY)}), "unspecified"),
         (changed(names={HELLO: Entry(("::1",), (), 5, GATEWAY)}), "loopback"),
