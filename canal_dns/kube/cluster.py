@@ -102,7 +102,7 @@ class ApiServer:
         """Its URL, once that is known."""
         self._account = account
         self._config = _library()
-        self._settings = settings
+        self.settings = settings
         if settings.kubeconfig:
             self.place = f"kubeconfig {settings.kubeconfig}"
             self._kubeconfig()
@@ -182,14 +182,14 @@ class ApiServer:
         """The configuration as it is now. Raises ApiError."""
         expires = None
         try:
-            if self._settings.kubeconfig:
+            if self.settings.kubeconfig:
                 loader = self._kubeconfig()
                 configuration = self._config.Configuration()
                 await loader.load_and_set(configuration)
                 expiry = getattr(loader, "exec_plugin_expiry", None)
                 if expiry is not None:
                     expires = max(expiry.timestamp() - EXPIRY_MARGIN, time.time() + EXPIRY_MARGIN / 6)
-                own = [part for part in self._settings.kubeconfig.split(os.pathsep) if part]
+                own = [part for part in self.settings.kubeconfig.split(os.pathsep) if part]
             else:
                 configuration = _in_cluster(self._config, self._account)
                 own = [str(self._account / "token")]
@@ -216,7 +216,7 @@ class ApiServer:
 
     def _kubeconfig(self) -> Any:
         """A loader of the kubeconfig as it is now. Raises ClusterError."""
-        paths, context = self._settings.kubeconfig, self._settings.context
+        paths, context = self.settings.kubeconfig, self.settings.context
         for path in filter(None, paths.split(os.pathsep)):
             try:
                 Path(path).expanduser().read_bytes()

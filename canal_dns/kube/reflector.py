@@ -111,6 +111,8 @@ class Reflector:
         self._expect_bookmarks = True
         self._heard = False
         """Something was heard since the last list."""
+        self._spoke = False
+        """Something was heard in this watch."""
         self._listed = 0.0
         self._failures = 0
         self._complained = -COMPLAINT_INTERVAL
@@ -282,6 +284,7 @@ class Reflector:
         if self._ask_bookmarks:
             query["allowWatchBookmarks"] = "true"
         began = time.monotonic()
+        self._spoke = False
         async with self._get(query, silence) as reply:
             await _check(reply)
             self._well()
@@ -345,7 +348,7 @@ class Reflector:
         self._count_event(event.type)
         if version:
             self._from = version
-        self._heard = True
+        self._heard = self._spoke = True
         self._failures = 0
         self.last_event = time.time()
         return changed
@@ -410,8 +413,10 @@ class Reflector:
             pause = timing.retry * random.uniform(1.0, 1.5)  # noqa: S311
         elif problem.retry_after is not None:
             pause = min(problem.retry_after, timing.longest_wish) * random.uniform(1.0, 1.2)  # noqa: S311
-        elif watching and problem.code == "timeout":
-            self._expect_bookmarks = self._expect_bookmarks and self._heard
+        elif watching and problem.code == "timeout" and not self._spoke:
+            # Either it sends no bookmarks, or our version is one that it will reach some day only (etcd was restored).
+            self._expect_bookmarks = False
+            self._from, self._reason = "", "silence"
         elif "RequestWatchProgress" in problem.text:
             # etcd before 3.5.13 under a newer API server cannot serve bookmarks.
             self._ask_bookmarks = False
