@@ -123,4 +123,6 @@ class Intake:
 def _outcome(verdict: Reply | Forward | Drop) -> str:
     if isinstance(verdict, Reply):
         return f"{rcode_text(verdict.rcode)} from {verdict.source.value}"
-    return "forwarded" if isinstance(verdict, Forward) else f"dropped, {verdict.reason}"
+    if isinstance(verdict, Drop):
+        return f"dropped, {verdict.reason}"
+    return "forwarded, exempt" if verdict.exempt else "forwarded"

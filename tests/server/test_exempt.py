@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from canal_dns.dns import names
 from canal_dns.server import _batch_mmsg, _batch_py, udp
 from canal_dns.server.service import DataPlane
 from canal_dns.server.workers import WorkerPool
-from canal_dns.settings import AccessSettings, Endpoint
+from canal_dns.settings import AccessSettings, Endpoint, LogSettings
 from tests.server.scripted import Ask, eventually, record
 from tests.server.serving import (
     BOUND,
@@ -167,6 +168,17 @@ async def test_other_settings_do_not_change_it(plane: DataPlane) -> None:
     old = plane._settings  # type: ignore[attr-defined]
     await plane.reconfigure(dataclasses.replace(old, access=AccessSettings(error_replies_per_second=7)))
     await told_apart(plane.listeners[0])
+
+
+async def test_the_query_log_tells_why_a_bound_name_was_forwarded(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="canal_dns.queries")
+    async with serving(log=LogSettings(queries=True)) as running:
+        running.service.exempt(EXEMPT)
+        assert is_true(await over_udp(running.endpoint, POD))
+        assert is_vip(await over_udp(running.endpoint, WORKLOAD))
+    lines = [record.getMessage() for record in caplog.records if record.name == "canal_dns.queries"]
+    assert lines[0].endswith(f"A {WEB}.: forwarded, exempt")
+    assert lines[1].endswith(f"A {WEB}.: NOERROR from table")
 
 
 async def test_a_peer_stands_for_others_and_gets_the_vip() -> None:
