@@ -98,8 +98,10 @@ class Mesh:
     # --- what the gateway routes -------------------------------------------------------------------------------------
 
     def dump(self, resource: str = "") -> dict[str, Any]:
-        """`/config_dump`: the whole, or one resource ("dynamic_route_configs")."""
+        """`/config_dump`: the whole, or one resource ("dynamic_route_configs"); empty where there is none of it."""
         status, text = http(f"http://{ADMIN}/config_dump{f'?resource={resource}' if resource else ''}")
+        if status == 404 and "not found in config dump" in text:
+            return {}
         assert status == 200, text
         return dict(json.loads(text))
 

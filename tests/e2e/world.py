@@ -49,6 +49,11 @@ class Reply:
             return {}
 
     @property
+    def service(self) -> str:
+        """Which workload answered; empty when none did."""
+        return str(self.said.get("service", ""))
+
+    @property
     def version(self) -> str:
         return str(self.said.get("version", ""))
 
@@ -58,7 +63,7 @@ class Reply:
 
     def __str__(self) -> str:
         way = "through the gateway" if self.through_gateway else "past the gateway"
-        what = f"{self.said['service']} {self.version} {way}" if self.said else self.body.strip() or self.problem
+        what = f"{self.service} {self.version} {way}" if self.said else self.body.strip() or self.problem
         return f"{self.status or 'no reply'} from {self.address or '-'}: {what}"
 
 
