@@ -10,6 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -69,6 +70,9 @@ _VERSIONS: dict[str, tuple[str, ...]] = {
     "VirtualService": _ISTIO,
     "DestinationRule": _ISTIO,
 }
+_NONE: frozenset[str] = frozenset()
+_ORDINARY = re.compile(r"(?:10|100|172|192)(?:\.(?:0|[1-9]\d?|1\d\d|2[0-4]\d|25[0-5])){3}", re.ASCII)
+"""Where nearly all cluster addresses are, in their only spelling: usable without asking `ipaddress`, which takes 20 us."""
 _REDIRECT_CODES = (0, 301, 302, 303, 307, 308)
 """route.ApplyRedirect leaves a route without action for any other, which Envoy refuses."""
 
@@ -116,19 +120,22 @@ def _created(meta: Fields) -> float:
 
 
 def _annotation(meta: Fields, key: str) -> str:
-    return meta.child("annotations").text(key)
+    # Most objects have none that we read: 20,000 of them come at the start.
+    return "" if meta.mapping.get("annotations") in (None, {}) else meta.child("annotations").text(key)
 
 
 def _bind(meta: Fields, remarks: list[tuple[str, str]]) -> bool | None:
     value = _annotation(meta, ANNOTATION_BIND).strip().lower()
-    if value in ("", "true", "false"):
-        return None if not value else value == "true"
+    if not value:
+        return None
+    if value in ("true", "false"):
+        return value == "true"
     remarks.append((f"metadata.annotations[{ANNOTATION_BIND}]", f"{value[:40]!r} is neither true nor false: ignored"))
     return None
 
 
 def _comma_list(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split(",") if part.strip())
+    return _NONE if not text else frozenset(part.strip() for part in text.split(",") if part.strip())
 
 
 def _service(root: Fields, meta: Fields, namespace: str, name: str) -> Service:
@@ -173,6 +180,9 @@ def _addresses(spec: Fields) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tu
     rejected: list[tuple[str, str]] = []
     for text in texts:
         if text == "None":
+            continue
+        if _ORDINARY.fullmatch(text):
+            v4.append(text)
             continue
         why = unusable(text)
         if why:
