@@ -34,7 +34,9 @@ def make() -> dict[Path, str]:
     made = f"of docs/layouts.md, {MADE}"
     files = {
         "layout-a.corefile": f"# Layout A, the whole Corefile; {made}.\n{known['corefile', 'A']}",
-        "layout-a-before-1.13.corefile": f"# Layout A, the first block for CoreDNS 1.11.4 to 1.12; {made}.\n{known['corefile', 'A-old']}",
+        "layout-a-before-1.13.corefile": (
+            f"# Layout A, the first block for CoreDNS 1.11.4 to 1.12; {made}.\n{known['corefile', 'A-old']}"
+        ),
         "layout-b.corefile": f"# Layout B, the block to add; {made}.\n{layout_b}",
         "layout-b-before-1.13.corefile": (
             f"# Layout B, the block to add to CoreDNS 1.11.4 to 1.12; {made}.\n"
