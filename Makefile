@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test conformance e2e lint format bench clean
+.PHONY: help install run demo test conformance e2e lint format manifests bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ test: $(STAMP) ## the whole fast suite
 conformance: $(STAMP) ## every case of tests/conformance/cases.json against a real server process
 	$(BIN)/python -m tests.conformance.run
 
-e2e: $(STAMP) ## on a real CoreDNS, in a network namespace
+e2e: $(STAMP) ## on a real cluster: CoreDNS, kube-apiserver, istiod and Envoy, in a network namespace
 	$(BIN)/python -m pytest -m e2e tests/e2e
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
@@ -41,6 +41,9 @@ lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 format: $(STAMP) ## put the code into ruff's form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+manifests: $(STAMP) ## the generated files of manifests/, from the chart, the settings and docs/layouts.md
+	$(BIN)/python -m manifests.tools --helm "$$($(BIN)/python -m tests.e2e.binaries helm)"
 
 bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
