@@ -12,6 +12,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import time
@@ -223,6 +224,9 @@ class Reflector:
                         else:
                             other[key] = record
                     await self._breathe()
+                if self.outcome is Outcome.UNKNOWN:
+                    # What was read stays: the collector would go through all of it again and again, for 0.1 s at a time.
+                    gc.freeze()
         finally:
             if coming is not None:
                 coming.cancel()

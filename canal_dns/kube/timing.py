@@ -50,8 +50,8 @@ class Timing:
     """More than that is not granted to `Retry-After`."""
     attend: float = 1.0
     """Between two looks for a server that is back, or credentials that are new, while somebody waits for them."""
-    stretch: float = 0.005
-    """Work without letting others have the loop."""
+    stretch: float = 0.002
+    """Work of one kind without letting others have the loop: several are read at once."""
     pauses: Pauses = Pauses()
 
 
