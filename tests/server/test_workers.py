@@ -298,9 +298,10 @@ async def test_the_number_of_workers_changes() -> None:
 
 
 async def test_more_workers_that_do_not_start_leave_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "STARTING", 1.0)
     monkeypatch.setattr(workers, "EXIT", 0.1)
     async with pool(1, budget=0.5) as running:
+        # Those that do start may take their time.
+        monkeypatch.setattr(workers, "STARTING", 1.0)
         before, first = running._settings, running._slots[0]
         (endpoint,) = running.listeners
         monkeypatch.setattr(running, "_argv", lambda fd: [sys.executable, "-c", "import time; time.sleep(300)"])
