@@ -172,7 +172,9 @@ class World:
 
 
 _MARK = "\n\x1e"  # between body and what curl says of it
-_WRITE_OUT = _MARK + '{"status": %{http_code}, "address": "%{remote_ip}", "seconds": %{time_total}, "headers": %{header_json}}'
+_WRITE_OUT = (
+    _MARK + '{"status": "%{http_code}", "address": "%{remote_ip}", "seconds": %{time_total}, "headers": %{header_json}}'
+)
 
 
 def curl(url: str, *arguments: str, timeout: float = 10) -> Reply:
@@ -182,7 +184,8 @@ def curl(url: str, *arguments: str, timeout: float = 10) -> Reply:
     body, _, written = done.stdout.rpartition(_MARK)
     told = json.loads(written)
     headers = {key: values[0] for key, values in told.pop("headers").items()}
-    return Reply(headers=headers, body=body, problem=done.stderr.strip(), **told)
+    status = int(told.pop("status"))  # "000" without an answer
+    return Reply(status, headers=headers, body=body, problem=done.stderr.strip(), **told)
 
 
 VIP = mesh.VIP
