@@ -143,7 +143,7 @@ class ApiServer:
             access = await self._read()
             if self._session is None or before is None or (access.tls, access.url) != (before.tls, before.url):
                 # Watches of the old connections end, and begin again with the new certificates.
-                await self.close()
+                await self._close()
                 self._session = _session(self._configuration)
             self._access = access
             self.place = access.url
@@ -154,6 +154,11 @@ class ApiServer:
         return self._access is not None and _state(self._access.files) != self._access.state
 
     async def close(self) -> None:
+        """End all connections; the next request begins with new ones."""
+        self._access = None
+        await self._close()
+
+    async def _close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -298,13 +303,18 @@ def _translated() -> Iterator[None]:
     except aiohttp.ClientConnectorCertificateError as problem:
         raise ApiError("connect", f"its certificate is not accepted: {problem.certificate_error}") from None
     except aiohttp.ClientConnectorError as problem:
-        raise ApiError("connect", problem.os_error.strerror or str(problem.os_error)) from None
+        raise ApiError("connect", _why(problem.os_error)) from None
     except aiohttp.ConnectionTimeoutError:
         raise ApiError("connect", f"no connection within {CONNECT:.0f} s") from None
     except TimeoutError:
         raise ApiError("timeout", "nothing arrives any more") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         raise ApiError("cut", f"the connection broke: {problem or type(problem).__name__}") from None
+
+
+def _why(problem: OSError) -> str:
+    # asyncio puts the address into the text, and a resolver's errors have numbers of their own.
+    return os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem.strerror or str(problem)
 
 
 @functools.cache

@@ -92,6 +92,8 @@ class Reflector:
         self.outcome = Outcome.UNKNOWN
         self.problem: ApiError | None = None
         """What is wrong now."""
+        self.since = 0.0
+        """Since when, in seconds since 1970."""
         self.last_event = 0.0
         """Seconds since 1970: the last list, event or bookmark."""
         self._api = api
@@ -144,7 +146,8 @@ class Reflector:
         self._failed(problem, False, 0.0)
 
     def wake(self) -> None:
-        """End a pause: what it waited for may have come."""
+        """End a pause: what it waited for may have come. A failure after that is a first one again."""
+        self._backoff.reset()
         self._wake.set()
 
     async def run(self) -> NoReturn:
@@ -431,13 +434,17 @@ class Reflector:
         if pause:
             if self.problem is None or self.problem.text != problem.text:
                 log.warning("%s: %s", self.title, _printable(problem.text))
+            if self.problem is None or self.problem.code != problem.code:
+                self.since = time.time()
             self.problem = problem
         return pause
 
     def _at_once(self, problem: ApiError, watching: bool, lasted: float) -> bool:
         """May the next request follow without a pause? Not if this failure is one of several in a row."""
         if problem.reason:
-            return watching and (self._heard or time.monotonic() - self._listed > 10 * self._timing.brief)
+            # For the same reason a list was read a moment ago, and nothing has been heard since: a list does not help.
+            again = problem.reason == self._reason and time.monotonic() - self._listed <= 10 * self._timing.brief
+            return watching and (self._heard or not again)
         return watching and problem.code in ("cut", "timeout") and lasted >= self._timing.brief
 
 

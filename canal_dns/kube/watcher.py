@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -59,8 +58,6 @@ class ClusterSource:
         for gateway in gateways:
             self._gateways.setdefault(gateway.namespace, []).append(gateway.name)
         self._on_change: OnChange | None = None
-        self._away: tuple[float, str] | None = None
-        """Since when (seconds since 1970) the server cannot be reached, and why."""
         self._tasks: dict[Reflector, asyncio.Task[NoReturn]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -94,13 +91,12 @@ class ClusterSource:
 
     def problems(self) -> list[str]:
         lines = []
-        if self._away is not None:
-            since, why = self._away
+        away = self._troubled("connect")
+        if away:
+            why = away[0].problem.text if away[0].problem else ""
             kept = "; the last objects are kept" if self.synced else ""
-            lines.append(f"{self._api.place} cannot be reached since {_moment(since)}: {why}{kept}")
-        for one in self._reflectors():
-            if one.problem is not None and not (self._away and one.problem.code == "connect"):
-                lines.append(f"{one.title}: {_words(one)}")
+            lines.append(f"{self._api.place} cannot be reached since {_moment(min(one.since for one in away))}: {why}{kept}")
+        lines += [f"{one.title}: {_words(one)}" for one in self._reflectors() if one.problem is not None and one not in away]
         return lines
 
     def to_plain(self) -> dict[str, Any]:
@@ -111,7 +107,7 @@ class ClusterSource:
             "problems": self.problems(),
             "kinds": {
                 name: {
-                    "outcome": "/".join(sorted({one.outcome.value for one in of_kind})),
+                    "outcome": "/".join(sorted({"idle" if self._idles(one) else one.outcome.value for one in of_kind})),
                     "objects": self._sink.count(name),
                     "last_event": max(one.last_event for one in of_kind) or None,
                 }
@@ -132,22 +128,24 @@ class ClusterSource:
     async def read(self) -> None:
         """Read every kind once. Raises ClusterError where a kind that the rule needs cannot be read."""
         try:
-            first, *others = self._others
-            await asyncio.gather(*(self._read(one) for one in (first, *others)))
+            await self._read(self._others)
             self._follow()
-            await asyncio.gather(*(self._read(self._pods[namespace]) for namespace in self._pods.keys() - self._idle))
+            await self._read([one for one in self._pods.values() if not self._idles(one)])
         finally:
             await self._api.close()
         self._settle()
 
-    async def _read(self, one: Reflector) -> None:
-        try:
-            await one.list()
-        except ApiError as problem:
-            degrades = (problem.code == "403" and not one.kind.required) or (problem.code == "404" and one.kind.optional)
-            one.refuse(problem)
-            if not degrades:
-                raise ClusterError(self._api.place, f"{one.title}: {_words(one)}") from None
+    async def _read(self, those: Sequence[Reflector]) -> None:
+        for one, problem in zip(
+            those, await asyncio.gather(*(one.list() for one in those), return_exceptions=True), strict=True
+        ):
+            if isinstance(problem, ApiError):
+                one.refuse(problem)
+                degrades = (problem.code == "403" and not one.kind.required) or (problem.code == "404" and one.kind.optional)
+                if not degrades:
+                    raise ClusterError(self._api.place, f"{one.title}: {_words(one)}")
+            elif problem is not None:
+                raise problem
 
     async def run(self, on_change: OnChange) -> NoReturn:
         self._on_change = on_change
@@ -179,10 +177,15 @@ class ClusterSource:
         if one.outcome is Outcome.DENIED:
             return not one.kind.required
         if one.outcome is Outcome.UNKNOWN:
-            # Without a gateway Service there are no Pods to read.
-            services = self._others[0]
-            return one.kind is kinds.POD and one.namespace in self._idle and self._known(services)
+            return self._idles(one) and self._known(self._others[0])
         return True
+
+    def _idles(self, one: Reflector) -> bool:
+        """Without a gateway Service there are no Pods to read."""
+        return one.kind is kinds.POD and one.namespace in self._idle
+
+    def _troubled(self, code: str) -> list[Reflector]:
+        return [one for one in self._reflectors() if one.problem is not None and one.problem.code == code]
 
     # What the reflectors tell
 
@@ -244,19 +247,11 @@ class ClusterSource:
         """Look for what the reflectors wait for: the server, or new credentials."""
         while True:
             await asyncio.sleep(self._timing.attend)
-            troubled = [one for one in self._reflectors() if one.problem is not None]
-            away = [one for one in troubled if one.problem is not None and one.problem.code == "connect"]
-            if not away:
-                self._away = None
-            else:
-                problem = away[0].problem
-                self._away = (self._away[0] if self._away else time.time(), problem.text if problem else "")
-                if await self._answers():
-                    for one in away:
-                        one.wake()
-            refused = [one for one in troubled if one.problem is not None and one.problem.code == "401"]
-            if refused and self._api.outdated():
-                for one in refused:
+            if self._troubled("connect") and await self._answers():
+                for one in self._troubled("connect"):
+                    one.wake()
+            if self._troubled("401") and self._api.outdated():
+                for one in self._troubled("401"):
                     one.wake()
 
     async def _answers(self) -> bool:

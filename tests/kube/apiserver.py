@@ -2,7 +2,7 @@
 
     async with FakeApiServer() as server:
         server.put(make.service())                      # create or update; `server.delete(...)` takes it away
-        settings = server.kubeconfig(tmp_path)          # ClusterSettings of a user with `server.token`
+        settings = server.kubeconfig(tmp_path)          # ClusterSettings of a user with `server.bearer`
         ...
         await server.watching("services")               # a watch is open
         server.compact()                                # all watches of an older version: 410
@@ -13,7 +13,7 @@ every change has a version of its own. What goes wrong is scripted:
     server.next("services", "list", Refuse(429, retry_after=1), Reset())    # the next requests, one after the other
     server.always["gateways"] = Refuse(403)                                 # until the entry is deleted
     server.versions["networking.istio.io"] = ["v1beta1"]                    # others: 404
-    server.token = "new"                                                    # anybody else: 401
+    server.bearer = "new"                                                    # anybody else: 401
     server.gzip, server.drip = True, (1000, 0.001)                          # how bodies travel
     for watch in server.watches("services"): watch.error(410); watch.cut(); watch.reset(); watch.mute(); watch.send(b"x\n")
     await server.stop(); await server.start()                               # same port, everything kept
@@ -42,6 +42,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from canal_dns.settings import ClusterSettings
+from tests.e2e.certificates import Authority
 
 Raw = dict[str, Any]
 
@@ -184,11 +185,11 @@ class Watch:
 class FakeApiServer:
     """See the module."""
 
-    def __init__(self, certificates: Certificates | None = None) -> None:
+    def __init__(self, authority: Authority | None = None) -> None:
         self.port = 0
         self.version = 100
         """The last change's."""
-        self.token: str | None = "token"  # noqa: S105
+        self.bearer: str | None = "token"
         self.versions: dict[str, list[str]] = {"": ["v1"], "discovery.k8s.io": ["v1"], "networking.istio.io": ["v1"]}
         self.always: dict[str, Fault] = {}
         """Faults by resource, or `resource/verb`."""
@@ -197,7 +198,8 @@ class FakeApiServer:
         """Octets at a time, and the seconds between."""
         self.requests: list[Request] = []
         self.connections = 0
-        self.certificates = certificates
+        self.authority = authority
+        """Whose certificate it shows; None: no TLS."""
         self._objects: dict[str, dict[tuple[str, str], Raw]] = defaultdict(dict)
         self._history: list[tuple[int, str, str, Raw]] = []
         self._oldest = 0
@@ -217,7 +219,7 @@ class FakeApiServer:
         await self.stop()
 
     async def start(self) -> None:
-        tls = self.certificates.server() if self.certificates else None
+        tls = _tls(self.authority) if self.authority else None
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=tls, limit=2**20)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -237,24 +239,32 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        return f"http{'s' if self.certificates else ''}://127.0.0.1:{self.port}"
+        return f"http{'s' if self.authority else ''}://127.0.0.1:{self.port}"
 
     def kubeconfig(self, folder: Path, **user: Any) -> ClusterSettings:
         """Settings of a client; `user`: the kubeconfig's user, by default one with the token of now."""
         cluster: Raw = {"server": self.url}
-        if self.certificates:
-            cluster["certificate-authority-data"] = base64.b64encode(self.certificates.ca).decode()
+        if self.authority:
+            cluster["certificate-authority-data"] = base64.b64encode((self.authority.folder / "ca.crt").read_bytes()).decode()
         path = folder / "kubeconfig"
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": user or {"token": self.token or ""}}],
+            "users": [{"name": "u", "user": user or {"token": self.bearer or ""}}],
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
         }
         path.write_text(json.dumps(content))
         return ClusterSettings(str(path))
+
+    def account(self, folder: Path) -> Path:
+        """A folder as it is mounted into a pod; the environment has to name `port` too."""
+        folder.mkdir(exist_ok=True)
+        (folder / "token").write_text(self.bearer or "")
+        if self.authority:
+            (folder / "ca.crt").write_bytes((self.authority.folder / "ca.crt").read_bytes())
+        return folder
 
     def objects(self, resource: str) -> dict[tuple[str, str], Raw]:
         """What it has now, by namespace and name."""
@@ -352,7 +362,7 @@ class FakeApiServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 request = _request(head, writer.get_extra_info("peername")[1])
                 self.requests.append(request)
-                if not await self._answer(request, writer):
+                if not await self._answer(request, reader, writer):
                     break
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
@@ -363,7 +373,7 @@ class FakeApiServer:
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
 
-    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """True if the connection may be used again."""
         fault = self._fault(request)
         match fault:
@@ -387,10 +397,10 @@ class FakeApiServer:
         if request.verb == "list":
             await self._list(request, writer)
             return True
-        return await self._watch(request, writer)
+        return await self._watch(request, reader, writer)
 
     def _fault(self, request: Request) -> Fault | None:
-        if self.token is not None and request.headers.get("authorization") != f"Bearer {self.token}":
+        if self.bearer is not None and request.headers.get("authorization") != f"Bearer {self.bearer}":
             return Refuse(401)
         name = f"{request.resource}/{request.verb}"
         if self._next[name]:
@@ -445,7 +455,7 @@ class FakeApiServer:
         meta: Raw = {"resourceVersion": str(version)} | ({"continue": more} if more else {})
         return await self._whole(writer, {"kind": f"{kind}List", "apiVersion": api_version, "metadata": meta, "items": part})
 
-    async def _watch(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+    async def _watch(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         since = int(request.query["resourceVersion"])
         if since < self._oldest:
             await self._whole(writer, status(410, f"too old resource version: {since} ({self._oldest})"), 410)
@@ -462,6 +472,9 @@ class FakeApiServer:
                 known[_key(item)] = item
         watch.version = max(since, self.version)
         self._watches.append(watch)
+        # A client that goes away says so by the end of its stream.
+        leaving = asyncio.create_task(reader.read(1))
+        leaving.add_done_callback(lambda _: watch.end())
         try:
             while (octets := await watch.queue.get()) is not None:
                 watch.idle = False
@@ -478,25 +491,16 @@ class FakeApiServer:
             await writer.drain()
         finally:
             self._watches.remove(watch)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
         return True
 
 
-@dataclass(frozen=True)
-class Certificates:
-    """A CA, and a server certificate of it for 127.0.0.1."""
-
-    ca: bytes
-    certificate: bytes
-    key: bytes
-    folder: Path
-
-    def server(self) -> ssl.SSLContext:
-        files = {name: self.folder / name for name in ("served.crt", "served.key")}
-        files["served.crt"].write_bytes(self.certificate)
-        files["served.key"].write_bytes(self.key)
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(files["served.crt"], files["served.key"])
-        return context
+def _tls(authority: Authority) -> ssl.SSLContext:
+    authority.sign("served", "apiserver", hosts=["127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.folder / "served.crt", authority.folder / "served.key")
+    return context
 
 
 def _key(item: Raw) -> tuple[str, str]:
@@ -509,7 +513,7 @@ def _chunk(octets: bytes) -> bytes:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     raw = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         raw.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SOL_SOCKET, SO_LINGER: close() sends RST
     writer.transport.abort()
 
