@@ -1,8 +1,6 @@
 """manifests/coredns/: the blocks of docs/layouts.md as files, per platform.
 
-Rules of this file:
-- what CoreDNS is given comes from docs/layouts.md, whose blocks `make e2e` runs; here it is only wrapped;
-- the one exception is said in the file itself: Layout B for CoreDNS before 1.13.0.
+What CoreDNS is given comes from docs/layouts.md, whose blocks `make e2e` runs; here it is only wrapped.
 """
 
 from __future__ import annotations
@@ -15,17 +13,11 @@ from pathlib import Path
 from manifests.tools.places import LAYOUTS, MADE, MANIFESTS
 
 _FENCE = re.compile(r"^```(\w+) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FAILOVER = re.compile(r"^( *)failover( .*\n *\}\n)", re.MULTILINE)
 
 
 def blocks() -> dict[tuple[str, str], str]:
     """{("corefile", "B"): text}, all of docs/layouts.md."""
     return {(language, name): text for language, name, text in _FENCE.findall(LAYOUTS.read_text())}
-
-
-def before_failover(block: str, back: str) -> str:
-    """A block with `failover` as CoreDNS 1.11.4 to 1.12 takes it: `next`, and the way back as a `forward` of its own."""
-    return _FAILOVER.sub(lambda found: f"{found[1]}next{found[2]}    forward . {back}\n", block)
 
 
 def make() -> dict[Path, str]:
@@ -39,8 +31,7 @@ def make() -> dict[Path, str]:
         ),
         "layout-b.corefile": f"# Layout B, the block to add; {made}.\n{layout_b}",
         "layout-b-before-1.13.corefile": (
-            f"# Layout B, the block to add to CoreDNS 1.11.4 to 1.12; {made}.\n"
-            f"# `next` as in Layout A; no end-to-end test runs this very block.\n{before_failover(layout_b, '127.0.0.1:53')}"
+            f"# Layout B, the block to add to CoreDNS 1.11.4 to 1.12; {made}.\n{known['corefile', 'B-old']}"
         ),
         "coredns-plain-layout-a.yaml": f"# What canal-dns asks in Layout A; {made}.\n{known['yaml', 'A-service']}",
         "coredns-plain-layout-f.yaml": f"# What canal-dns asks in Layout F; {made}.\n{known['yaml', 'F-service']}",

@@ -53,6 +53,7 @@ class Layout:
 A = Layout("A", ("A",), "A", alone=cluster.PLAIN_COREDNS)
 A_OLD = Layout("A-old", ("A-old", "A"), "A", alone=cluster.PLAIN_COREDNS)
 B = Layout("B", ("B", "vendor"), "B", workers=2)
+B_OLD = Layout("B-old", ("B-old", "vendor"), "B")
 E = Layout("E", ("E", "vendor"), "B", zone=cluster.fqdn("shop"))
 F = Layout(
     "F",
@@ -68,7 +69,7 @@ F = Layout(
     datagrams_forwarded=4,
     workers=2,
 )
-ALL = (A, A_OLD, B, E, F)
+ALL = (A, A_OLD, B, B_OLD, E, F)
 LOOP = Layout("anti-pattern", ("loop", "vendor"), "B")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import cluster
-from tests.e2e.layouts import A_OLD, A, B, E, F, Layout, Site
+from tests.e2e.layouts import A_OLD, B_OLD, A, B, E, F, Layout, Site
 from tests.e2e.processes import ADMIN, http, until
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +34,7 @@ def layouts(*which: Layout) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("site", which, ids=lambda one: one.name, indirect=True, scope="module")
 
 
-behind_coredns = layouts(A, A_OLD, B, E)
+behind_coredns = layouts(A, A_OLD, B, B_OLD, E)
 in_front = layouts(F)
 
 

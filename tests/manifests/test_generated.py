@@ -90,10 +90,3 @@ def test_every_value_has_a_type():
 def test_descriptions_are_the_comments_of_values():
     text = "# -- One\n# -- two.\na: 1\nb:\n  # -- Three.\n  c: 2\n  # other\n  d: 3\n"
     assert values.descriptions(text) == {"a": "One two.", "b.c": "Three."}
-
-
-def test_layout_b_before_failover_is_built_as_layout_a_is():
-    """docs/layouts.md has Layout A both ways: what makes the old block of the new one is held against it."""
-    known = corefiles.blocks()
-    first = known["corefile", "A"].partition("\n.:53")[0] + "\n"
-    assert corefiles.before_failover(first, "127.0.0.1:8053") == known["corefile", "A-old"]
