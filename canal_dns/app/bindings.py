@@ -65,8 +65,10 @@ class Bindings:
             gateways=frozenset(map(str, self._settings.binding.gateways)),
             max_age=self._settings.snapshot.max_age,
         )
-        answers = self.saver.restore(wanted)
-        if answers is not None:
+        restored = self.saver.restore(wanted)
+        if restored is not None:
+            answers, self._exempt = restored
+            self._plane.exempt(self._exempt)
             self.publisher.restore(answers)
             self._restored_at = time.monotonic()
 
@@ -79,6 +81,7 @@ class Bindings:
             origin=_origin(self._settings.source),
             cluster_domain=self._settings.zone.cluster_domain,
             names=snapshot.mapping_of(self.publisher.live, gateways),
+            exempt=tuple(sorted(self._exempt)),
         )
 
     # -- objects ----------------------------------------------------------------------------------------------------------
@@ -188,6 +191,7 @@ class Bindings:
         if exempt != self._exempt:
             self._exempt = exempt
             self._plane.exempt(exempt)
+            self.saver.changed()
 
     # -- what others ask --------------------------------------------------------------------------------------------------
 

@@ -44,8 +44,9 @@ class Saver:
         """The table is another one than the last that was saved."""
         self._due.set()
 
-    def restore(self, wanted: snapshot.Wanted) -> dict[str, Addresses] | None:
-        """The answers that were saved last; None, and the reason in the log, where there are none to be used. Blocks."""
+    def restore(self, wanted: snapshot.Wanted) -> tuple[dict[str, Addresses], frozenset[str]] | None:
+        """The answers that were saved last, and whom they are not for; None, and the reason in the log, where there are none
+        to be used. Blocks."""
         if not self._path:
             return None
         path, now = Path(self._path), time.time()
@@ -61,7 +62,7 @@ class Saver:
         log.info(
             "answering %d names from %s, %s, until the objects are read", len(answers), path, snapshot.age_text(saved, now)
         )
-        return answers
+        return answers, frozenset(saved.exempt)
 
     async def run(self) -> NoReturn:
         """Save after each change, for ever."""

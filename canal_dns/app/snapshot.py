@@ -54,6 +54,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Which source it was made of, as the configuration says it: another cluster's table is of no use."""
     cluster_domain: str
     names: dict[str, Entry]
+    exempt: tuple[str, ...]
+    """Addresses of the gateways' pods, which get the real answers."""
 
 
 @dataclass(frozen=True, slots=True)

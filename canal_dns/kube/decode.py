@@ -77,6 +77,7 @@ class _Container(TypedDict, total=False):
 
 
 class _PodSpec(TypedDict, total=False):
+    hostNetwork: Any
     containers: list[_Container] | None
 
 

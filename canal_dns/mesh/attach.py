@@ -49,6 +49,11 @@ def workload(gateway: InternalGateway, service: Service, view: View) -> Workload
         warnings.append(
             f"no Pod of {gateway} is known: the selector of its Service stands for the pods' labels, which may be more"
         )
+    if any(pod.host_network for pod in pods):
+        warnings.append(
+            f"pods of {gateway} share their node's network: whoever asks from such a node's address gets the real answers, "
+            "as the gateway itself must"
+        )
     return Workload(service.namespace, {**ADDED_LABELS, **labels}, pods, tuple(warnings))
 
 

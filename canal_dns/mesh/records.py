@@ -103,6 +103,8 @@ class Pod:
     labels: Labels = ()
     ports: tuple[tuple[str, int], ...] = ()
     """Named container ports."""
+    host_network: bool = False
+    """Its address is its node's."""
 
 
 @dataclass(frozen=True, slots=True)

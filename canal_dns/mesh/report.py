@@ -94,6 +94,7 @@ def _gateway(state: GatewayState) -> Mapping[str, Any]:
         "gateway": state.gateway,
         "vips": [*state.v4, *state.v6],
         "ready": state.ready,
+        "endpoints": list(state.endpoints),
         "attached": list(state.attached),
         "ports": list(state.ports),
         "warnings": list(state.warnings),

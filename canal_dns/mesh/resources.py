@@ -248,7 +248,7 @@ def _pod(root: Fields, meta: Fields, namespace: str, name: str) -> Pod:
         for port in container.children("ports")
         if port.text("name")
     ]
-    return Pod(namespace, name, meta.labels("labels"), tuple(ports))
+    return Pod(namespace, name, meta.labels("labels"), tuple(ports), root.child("spec").boolean("hostNetwork"))
 
 
 def _namespace(_root: Fields, meta: Fields, _namespace: str, name: str) -> Namespace:

@@ -25,6 +25,7 @@ SAVED = Snapshot(
     origin="the cluster of the pod",
     cluster_domain="cluster.local",
     names={HELLO: Entry(("10.96.9.9",), ("fd00::9",), 5, GATEWAY)},
+    exempt=("10.244.9.9",),
 )
 WANTED = Wanted("the cluster of the pod", "cluster.local", frozenset({GATEWAY}), max_age=3600.0)
 NOW = SAVED.written + 60
@@ -198,6 +199,12 @@ async def test_without_a_path_nothing_happens(counters):
     keeper.changed()
     assert await keeper.save()
     assert keeper.restore(WANTED) is None
+
+
+async def test_answers_come_with_those_whom_they_are_not_for(path, counters, monkeypatch):
+    monkeypatch.setattr("canal_dns.app.saving.time.time", lambda: NOW)
+    snapshot.write(path, SAVED)
+    assert saver(path, counters).restore(WANTED) == ({HELLO: ANSWER}, frozenset({"10.244.9.9"}))
 
 
 async def test_a_file_that_cannot_be_used_is_told_with_the_reason(path, counters, caplog):

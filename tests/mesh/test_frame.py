@@ -46,6 +46,15 @@ def test_no_pods_known_the_selector_stands_in_with_a_warning() -> None:
     assert "no Pod of istio-system/internalgateway is known" in result.gateways[0].warnings[0]
 
 
+def test_pods_on_their_nodes_network_are_warned_of() -> None:
+    """Their addresses are the nodes', so others that ask from there get the real answers too."""
+    base = (make.gateway_service(), make.endpoints(), make.pod(hostNetwork=True))
+    (state,) = outcome(make.gateway(), make.virtual_service(), base=base).gateways
+    assert any("share their node's network" in warning for warning in state.warnings)
+    (state,) = outcome(make.gateway(), make.virtual_service()).gateways
+    assert not any("node's network" in warning for warning in state.warnings)
+
+
 def test_configured_labels_win() -> None:
     told = replace(GATEWAY, pod_labels=(("istio", "told"), ("topology.istio.io/cluster", "east")))
     assert labels(make.pod(), gateway=told) == {"istio": "told", "topology.istio.io/cluster": "east"}
