@@ -123,7 +123,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Events", {"{{kind}} {{type}}": _rate("canal_dns_source_events_total", "kind, type")}, "ops"),
         Panel(
             "Silent for",
-            {"{{kind}}": f"time() - min by (kind) ({_one('canal_dns_source_last_event_timestamp_seconds')})"},
+            {"{{kind}}": f"time() - min by (kind) ({_one('canal_dns_source_last_event_timestamp_seconds')} > 0)"},
             "s",
         ),
         Panel(

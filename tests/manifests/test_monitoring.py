@@ -7,6 +7,7 @@ import promql_parser
 import pytest
 import yaml
 
+from canal_dns.mesh.result import Reason
 from canal_dns.metrics import BY_NAME, Kind
 from manifests.tools.dashboard import ROWS, dashboard
 from manifests.tools.places import CHART, MANIFESTS
@@ -57,6 +58,11 @@ def faults(expression):
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS.keys())
 def test_expressions_ask_what_there_is(expression):
     assert faults(expression) == []
+
+
+def test_reasons_that_are_named_exist():
+    named = {reason for text in EXPRESSIONS.values() for reason in re.findall(r'\breason!?="(\w+)"', text)}
+    assert named and named <= {reason.value for reason in Reason}
 
 
 @pytest.mark.parametrize(
