@@ -64,6 +64,10 @@ class Backoff:
         self._next = pauses.first
         self._last: float | None = None
 
+    def reset(self) -> None:
+        """The next failure counts as the first."""
+        self._next = self._pauses.first
+
     def pause(self, now: float) -> float:
         """Seconds to wait after a failure at `now`."""
         pauses = self._pauses
