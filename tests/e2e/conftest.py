@@ -122,7 +122,7 @@ def programs(binary: Path) -> dict[str, Path]:
 def _not_run(why: str) -> None:
     if _required():
         pytest.fail(f"NOT RUN, {why}", pytrace=False)
-    pytest.skip(f"NOT RUN, {why}")
+    pytest.skip(f"NOT RUN, {why.splitlines()[0]}")
 
 
 @pytest.fixture(scope="session")
