@@ -65,8 +65,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def shows(shown: str, printed: str) -> bool:
-    """Whether an output is what a document shows of it: its lines in order; a line `...` stands for any lines."""
+    """Whether an output is what a document shows of it: `...` stands for any lines, and within a line for any text."""
     pattern = "".join(
-        r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line.rstrip()) + r"[ \t]*\n" for line in shown.splitlines()
+        r"(?:.*\n)*?" if line.strip() == "..." else ".*".join(map(re.escape, line.rstrip().split("..."))) + r"[ \t]*\n"
+        for line in shown.splitlines()
     )
     return re.fullmatch(pattern, printed if printed.endswith("\n") or not printed else printed + "\n") is not None

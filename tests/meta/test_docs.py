@@ -70,6 +70,12 @@ def test_what_nothing_runs_is_listed_by_name():
     assert sorted(named) == sorted(NOT_RUN), "a block that nothing runs is named here, once, with the reason"
 
 
+def test_every_document_is_looked_at_and_every_cluster_block_is_run():
+    assert {path.name for path in DOCS.glob("*.md")} == {*NAMES, "layouts.md"}  # which tests/e2e/test_document.py reads
+    journeys = set(re.findall(r'Journey\("([\w.]+)"', (ROOT / "tests" / "e2e" / "test_docs.py").read_text()))
+    assert {block.document for block in COMMANDS if block.kind in ("cluster", "helm")} == journeys
+
+
 def test_there_is_something_to_run():
     for kind in ("here", "cluster", "helm"):
         assert any(block.kind == kind for block in COMMANDS), kind
@@ -185,5 +191,6 @@ def test_log_lines_are_those_of_the_code():
 def test_the_check_of_outputs_itself():
     assert prose.shows("a\n...\nc\n", "a\nb\nb\nc\n")
     assert prose.shows("a  \n", "a\n")
+    assert prose.shows("a...c\n", "abc\n")
     assert not prose.shows("a\nc\n", "a\nb\nc\n")
     assert not prose.shows("a\n", "ab\n")
