@@ -16,13 +16,14 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.processes import Process
+from tests.e2e.processes import Process, until
 
 Address = tuple[str, int]
 
@@ -32,17 +33,21 @@ class Backends:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._process = Process([sys.executable, "-m", "tests.e2e.backends", str(folder / "backends.socket")],
-                                folder / "backends.log", {"PYTHONPATH": str(Path(__file__).parents[2])})  # fmt: skip
+        self._path = folder / "backends.socket"
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = Process(
+            [sys.executable, "-m", "tests.e2e.backends", str(self._path)],
+            folder / "backends.log",
+            {"PYTHONPATH": os.pathsep.join(paths)},
+        )
         self._control: socket.socket | None = None
 
     def start(self) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        with listener:
-            listener.bind(str(self.folder / "backends.socket"))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._path))
             listener.listen(1)
-            listener.settimeout(30)
             self._process.launch()
+            until(lambda: self._process.alive() and select.select([listener], [], [], 0.1)[0], 30, "the backends answer")
             self._control = listener.accept()[0]
         self._control.settimeout(30)
         self._replies = self._control.makefile("rb")

@@ -52,10 +52,13 @@ def find_or_make(program: Program, environ: Mapping[str, str]) -> Path:
     if found is not None:
         return found
     target = cached(program, environ)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.with_name(".lock")):
-        if program.says(target) != program.version:
-            _make(program, target, environ)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_name(".lock")):
+            if program.says(target) != program.version:
+                _make(program, target, environ)
+    except OSError as problem:
+        raise MissingError(f"no {program.title} {program.version} was found, and none can be kept: {problem}") from None
     return target
 
 

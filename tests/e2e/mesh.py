@@ -68,6 +68,7 @@ class Mesh:
         [envoy] = (path for name, path in binaries.items() if name.startswith("envoy"))
         self.envoy = Process(
             [str(envoy), "-c", str(folder / "envoy.json"), "--log-level", "warn", "--concurrency", "1",
+             "--disable-hot-restart",  # its shared memory belongs to the machine, not to this namespace
              "--drain-time-s", "5", "--drain-strategy", "immediate", "--file-flush-interval-msec", "20"],
             folder / "envoy.log",
         )  # fmt: skip

@@ -147,6 +147,12 @@ def test_a_failed_build_shows_what_go_said_and_leaves_nothing(tools: Path, envir
     assert not binaries.cached(COREDNS, environ).exists()
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(MissingError, match=r"none can be kept: .*Not a directory"):
+        binaries.find_or_make(COREDNS, environ)
+
+
 def test_two_at_once_build_once(tmp_path: Path, tools: Path, environ: dict[str, str]) -> None:
     go_that_builds(tools, f"echo built >> {tmp_path}/builds", "sleep 0.5")
     command = [sys.executable, "-m", "tests.e2e.binaries", "coredns"]
