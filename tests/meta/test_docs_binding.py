@@ -61,6 +61,8 @@ def wrong(feed, name, verdict, rest):
     texts = " ".join(bound.warnings)
     if warning and warning[1] not in texts:
         told.append(f"{name}: {warning[1]!r} is not in {texts!r}")
+    if "no warning" in rest and texts:
+        told.append(f"{name}: {texts}")
     return told
 
 
@@ -81,7 +83,7 @@ def test_the_check_itself(tmp_path):
     for verdict, rest in (
         ("skipped", ", `Shadowed`"),
         ("bound", ", as host"),
-        ("bound", ', warning "no such warning"'),
+        ("bound", ', warning "nobody says this"'),
     ):
         assert wrong(feed, "helloworld.default", verdict, rest), rest
     assert wrong(feed, "other.default", "bound", "")
