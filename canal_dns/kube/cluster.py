@@ -309,7 +309,15 @@ def _translated() -> Iterator[None]:
     except TimeoutError:
         raise ApiError("timeout", "nothing arrives any more") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
-        raise ApiError("cut", f"the connection broke: {problem or type(problem).__name__}") from None
+        cause = problem if isinstance(problem, OSError) else problem.__cause__
+        why = (
+            _why(cause)
+            if isinstance(cause, OSError)
+            else ""
+            if isinstance(problem, aiohttp.ClientPayloadError)
+            else str(problem)
+        )
+        raise ApiError("cut", f"the connection broke: {why}" if why else "the connection broke") from None
 
 
 def _why(problem: OSError) -> str:
