@@ -105,6 +105,10 @@ class Journey:
         at = next(at for at, block in enumerate(self.blocks) if block.kind == later.kind and before in block.words[1:])
         self.blocks.insert(at, later)
 
+    def clean_up(self, command: str) -> None:
+        """For other tests, where the document did not get to its end."""
+        self._bash(command)
+
     def _bash(self, text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text.replace(IN_DOCUMENTS, ADMIN)],
@@ -247,7 +251,10 @@ def test_install(
     }
     journey.postpone("coredns-back", "uninstall")
     with namespaces_end(world):
-        compared = journey.run(hooks)
+        try:
+            compared = journey.run(hooks)
+        finally:
+            journey.clean_up("kubectl delete --ignore-not-found -f manifests/")
         wait_until_gone(world, "Namespace", NAMESPACE)
     assert compared >= 12
     assert asked == [{mesh.VIP}, {mesh.VIP}, {helloworld.cluster_ip}], "a namespace's block, the whole domain's, and back"
@@ -265,7 +272,10 @@ def test_install_with_helm(
         "uninstall": lambda: wait_until_gone(world, "Namespace", NAMESPACE),
     }
     with namespaces_end(world):
-        journey.run(hooks, "helm")
+        try:
+            journey.run(hooks, "helm")
+        finally:
+            journey.clean_up(f"helm uninstall --ignore-not-found canal-dns --namespace {NAMESPACE}")
     assert there[0]["spec"]["clusterIP"] == cluster.CANAL_DNS[0]
     tell(
         "helm install and uninstall of docs/install.md",
