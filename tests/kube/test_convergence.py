@@ -92,6 +92,8 @@ class Server(RuleBasedStateMachine):
     def begin(self) -> None:
         async def begin() -> None:
             self.server = FakeApiServer()
+            for kind in PLURALS:
+                self.server.put(*(made(kind, "istio-system", name, 1) for name in "abc"))
             await self.server.start()
             self.world = World(self.server, ApiServer(self.server.kubeconfig(Path(self.folder.name))))
             self.source = self.world.run(self.world.source(page=2))
@@ -206,6 +208,12 @@ class Server(RuleBasedStateMachine):
                 self.server.drip = None
                 await self.server.until(lambda: self.source.synced and self.held() == self.wanted(), 20.0)
                 await self.server.until(lambda: not self.source.problems(), 20.0)
+                # And it goes on from there.
+                for kind, resource in PLURALS.items():
+                    for namespace, name in sorted(self.server.objects(resource))[::2]:
+                        self.server.delete(kind, namespace, name)
+                    self.server.put(made(kind, "istio-system", "z", 3))
+                await self.server.until(lambda: self.held() == self.wanted(), 20.0)
                 assert not self.world.view.unavailable
             except TimeoutError:
                 assert self.held() == self.wanted(), self.source.to_plain()
