@@ -1,19 +1,17 @@
-"""Invented Gateways, VirtualServices, DestinationRules and Services, and what becomes of them step by step.
+"""Invented Gateways, VirtualServices, DestinationRules and Services: objects of a cluster that nobody has thought of.
 
 Rules of this file:
-- everything comes from one seed: the same seed and the same refusals of the API server give the same objects;
+- everything comes from one seed: the same seed and the same objects before give the same objects;
 - odd, but such as Envoy takes: what it refuses keeps a port's old state, and nothing can be compared there. Some of it comes
   about all the same when objects meet;
-- the values in matches are few, so that routes hide each other; `SAMPLES` says what the regular expressions take;
-- an object changes by one field of a freshly invented one, or by one entry of its list.
+- the values in matches are few, so that routes hide each other; `SAMPLES` says what the regular expressions take.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from tests.e2e import objects
@@ -68,213 +66,67 @@ _SERVERS = (
 """(protocol, port, tls), and how often. 443 is left alone: there stand the marks of the test."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What is done to the cluster: create | change | delete."""
-
-    verb: str
-    thing: Object
-
-    def __str__(self) -> str:
-        kind, namespace, name = key_of(self.thing)
-        return f"{self.verb} {kind} {namespace}/{name}"
-
-
 def key_of(thing: Object) -> Key:
     return thing["kind"], thing["metadata"]["namespace"], thing["metadata"]["name"]
 
 
-class Inventor:
+class Invention:
     """`shop`, `prod`: two namespaces beside `default` and istio-system that nobody else uses."""
 
     def __init__(self, seed: int, shop: str, prod: str) -> None:
-        self._chance = random.Random(seed)
+        self.chance = random.Random(seed)
         self.namespaces = (SYSTEM, "default", shop, prod)
         self.shapes: dict[tuple[str, str], tuple[int, ...]] = {
             ("helloworld", "default"): (80,), ("plain", "default"): (80, 9000), ("web", "default"): (5000,),
             ("web", shop): (80, 8080), ("cart", shop): (80,), ("db", shop): (9000,),
             ("web", prod): (80,), ("api", prod): (5000, 9000), ("helloworld", prod): (80,),
         }  # fmt: skip
-        self._peers = f"peers.{prod}"
-        self._full = [fqdn(f"{name}.{namespace}") for name, namespace in self.shapes]
-        self.names = (*self._full, fqdn("alias.default"), fqdn(self._peers))
+        self.peers = f"peers.{prod}"
+        self.full = [fqdn(f"{name}.{namespace}") for name, namespace in self.shapes]
+        self.names = (*self.full, fqdn("alias.default"), fqdn(self.peers))
         """All Services, the names to compare."""
         self.objects: dict[Key, Object] = {}
-        """As the cluster has them: `keep` says so."""
-        self._focus: list[str] = list(self._full)
+        """What there is: new ones refer to it."""
+        self.focus: list[str] = list(self.full)
         self._count = 0
-
-    # --- steps -----------------------------------------------------------------------------------------------------------
-
-    def services(self) -> Iterator[Operation]:
-        """The Services at the beginning, none of which is bound."""
-        for name, namespace in self.shapes:
-            yield Operation("create", self._service(name, namespace))
-        spec = {"type": "ExternalName", "externalName": self._pick(self._full)}
-        yield Operation("create", objects.made("v1", "Service", "alias", "default", spec=spec))
-        name, namespace = self._peers.split(".")
-        yield Operation("create", objects.service(name, namespace, clusterIP="None"))
-
-    def chapter(self) -> Iterator[Operation]:
-        """All of Istio's objects make room for new ones, about other Services."""
-        for key in [key for key in self.objects if key[0] != "Service"]:
-            yield Operation("delete", self.objects[key])
-        self._focus = self._chance.sample(self._full, self._pick((2, 3, 3, 4)))
-        for make, numbers in (
-            (self._gateway, ((1, 55), (2, 32), (3, 13))),
-            (self._virtual_service, ((2, 25), (3, 35), (4, 25), (5, 15))),
-            (self._rule, ((0, 45), (1, 25), (2, 20), (3, 10))),
-        ):
-            for _ in range(self._weighed(numbers)):
-                yield self._put(make())
-        for namespace, name in sorted(self._delegates()):
-            if self._odds(0.85):
-                yield self._put(self._delegate(namespace, name))
-
-    def step(self) -> Iterator[Operation]:
-        """A few changes, each made when the one before is kept."""
-        for _ in range(self._weighed(((1, 40), (2, 30), (3, 20), (4, 10)))):
-            act = self._weighed(((self._change, 48), (self._add, 25), (self._drop, 15), (self._change_service, 12)))
-            operation = act()
-            if operation is not None:
-                yield operation
-
-    def keep(self, operation: Operation) -> None:
-        """The cluster has taken it."""
-        if operation.verb == "delete":
-            del self.objects[key_of(operation.thing)]
-        else:
-            self.objects[key_of(operation.thing)] = operation.thing
-
-    def there(self) -> dict[str, bool]:
-        """Of every name, whether the cluster has such a Service."""
-        services = {fqdn(f"{name}.{namespace}") for kind, namespace, name in self.objects if kind == "Service"}
-        return {name: name in services for name in self.names}
-
-    def _put(self, thing: Object) -> Operation:
-        return Operation("change" if key_of(thing) in self.objects else "create", thing)
-
-    def _of(self, *kinds: str) -> list[Object]:
-        return [thing for key, thing in self.objects.items() if key[0] in kinds]
-
-    def _change(self) -> Operation | None:
-        some = self._of("Gateway", "VirtualService", "VirtualService", "DestinationRule")
-        if not some:
-            return None
-        thing = copy.deepcopy(self._pick(some))
-        kind, namespace, name = key_of(thing)
-        spec = thing["spec"]
-        if kind == "VirtualService" and "hosts" not in spec:
-            fresh = self._delegate(namespace, name)["spec"]
-        else:
-            make = {"Gateway": self._gateway, "VirtualService": self._virtual_service, "DestinationRule": self._rule}[kind]
-            fresh = make(namespace)["spec"]
-        field = self._pick(sorted({*spec, *fresh} - ({"hosts"} if "hosts" not in spec else set())))
-        if field in fresh and isinstance(spec.get(field), list) and isinstance(fresh[field], list) and self._odds(0.6):
-            self._change_entry(spec[field], fresh[field])
-        elif field in fresh:
-            spec[field] = fresh[field]
-        elif field not in ("hosts", "servers", "host") and len(set(spec) & {"http", "tcp", "tls"} - {field}) >= (
-            kind == "VirtualService"
-        ):
-            del spec[field]
-        return Operation("change", thing)
-
-    def _change_entry(self, old: list[Any], fresh: list[Any]) -> None:
-        how = self._pick(("replace", "insert", "take", "swap"))
-        place = self._chance.randrange(len(old)) if old else 0
-        if how == "swap" and len(old) > 1:
-            old[0], old[-1] = old[-1], old[0]
-        elif how == "take" and len(old) > 1:
-            del old[place]
-        elif how == "replace" and old:
-            old[place] = self._pick(fresh)
-        else:
-            old.insert(place, self._pick(fresh))
-        if all(isinstance(one, str) for one in old):
-            old[:] = ["*/*"] if "*/*" in old else list(dict.fromkeys(old))
-
-    def _add(self) -> Operation | None:
-        make = self._weighed(((self._virtual_service, 55), (self._rule, 25), (self._gateway, 20)))
-        kind = {self._virtual_service: "VirtualService", self._rule: "DestinationRule", self._gateway: "Gateway"}[make]
-        if len(self._of(kind)) >= {"VirtualService": 7, "DestinationRule": 4, "Gateway": 4}[kind]:
-            return self._drop()
-        missing = sorted(self._delegates() - {key[1:] for key in self.objects if key[0] == "VirtualService"})
-        if missing and self._odds(0.5):
-            return self._put(self._delegate(*self._pick(missing)))
-        return self._put(make())
-
-    def _drop(self) -> Operation | None:
-        some = self._of("Gateway", "VirtualService", "DestinationRule")
-        return Operation("delete", self._pick(some)) if len(some) > 2 else None
-
-    def _change_service(self) -> Operation | None:
-        missing = [shape for shape in self.shapes if ("Service", shape[1], shape[0]) not in self.objects]
-        name, namespace = self._pick(missing if missing and self._odds(0.6) else [*self.shapes])
-        old = self.objects.get(("Service", namespace, name))
-        if old is None:
-            return Operation("create", self._service(name, namespace))
-        if self._odds(0.3):
-            return Operation("delete", old)
-        thing = self._service(name, namespace)
-        ports = set(self.shapes[name, namespace])
-        if self._odds(0.5):
-            ports ^= {self._pick(list(PORT_NAMES))}
-        thing["spec"]["ports"] = _ports(sorted(ports or {80}), udp=self._odds(0.1))
-        annotation = self._weighed(
-            (
-                ({}, 75),
-                ({"networking.istio.io/exportTo": self._pick((".", SYSTEM, "*", "~"))}, 17),
-                ({"canal-dns.io/bind": "false"}, 8),
-            )
-        )
-        thing["metadata"]["annotations"] = annotation
-        return Operation("change", thing)
-
-    def _delegates(self) -> set[tuple[str, str]]:
-        """(namespace, name) that some VirtualService delegates to."""
-        return {
-            (route["delegate"].get("namespace", key[1]), route["delegate"]["name"])
-            for key, thing in self.objects.items()
-            if key[0] == "VirtualService" and "hosts" in thing["spec"]
-            for route in thing["spec"].get("http", [])
-            if "delegate" in route
-        }
 
     # --- chance ----------------------------------------------------------------------------------------------------------
 
-    def _pick(self, some: Sequence[T]) -> T:
-        return self._chance.choice(some)
+    def pick(self, some: Sequence[T]) -> T:
+        return self.chance.choice(some)
 
-    def _odds(self, probability: float) -> bool:
-        return self._chance.random() < probability
+    def odds(self, probability: float) -> bool:
+        return self.chance.random() < probability
 
-    def _weighed(self, pairs: Sequence[tuple[T, float]]) -> T:
-        return self._chance.choices([one for one, _ in pairs], [weight for _, weight in pairs])[0]
+    def weighed(self, pairs: Sequence[tuple[T, float]]) -> T:
+        return self.chance.choices([one for one, _ in pairs], [weight for _, weight in pairs])[0]
 
     def _times(self, *weights: int) -> range:
         """Of these chances: once, twice, ..."""
-        return range(self._chance.choices(range(1, len(weights) + 1), weights)[0])
+        return range(self.chance.choices(range(1, len(weights) + 1), weights)[0])
+
+    def of(self, *kinds: str) -> list[Object]:
+        return [thing for key, thing in self.objects.items() if key[0] in kinds]
 
     # --- objects ---------------------------------------------------------------------------------------------------------
 
-    def _service(self, name: str, namespace: str) -> Object:
+    def service(self, name: str, namespace: str) -> Object:
         thing = objects.service(name, namespace)
-        thing["spec"]["ports"] = _ports(self.shapes[name, namespace])
+        thing["spec"]["ports"] = ports(self.shapes[name, namespace])
         return thing
 
     def _some_name(self) -> str:
         """The full name of a Service that this chapter is about."""
-        return self._pick(self._focus)
+        return self.pick(self.focus)
 
     def _made(self, kind: str, namespace: str, name: str, spec: Object) -> Object:
         return objects.made("networking.istio.io/v1", kind, name, namespace, spec=spec)
 
-    def _gateway(self, namespace: str = "") -> Object:
-        first = not self._of("Gateway")
-        name = "internalgateway" if first else self._pick(("internalgateway", "edge", "alpha", "zeta"))
-        place = namespace or (SYSTEM if first and self._odds(0.75) else self._pick(self.namespaces))
-        selector = self._weighed(
+    def gateway(self, namespace: str = "") -> Object:
+        first = not self.of("Gateway")
+        name = "internalgateway" if first else self.pick(("internalgateway", "edge", "alpha", "zeta"))
+        place = namespace or (SYSTEM if first and self.odds(0.75) else self.pick(self.namespaces))
+        selector = self.weighed(
             (
                 (GATEWAY_LABELS, 90), ({**GATEWAY_LABELS, "app": "canal-gateway"}, 8), ({}, 3), (None, 2),
                 ({"istio": "ingressgateway"}, 3), ({**GATEWAY_LABELS, "version": "v1"}, 2), ({"app": "canal-gateway"}, 3),
@@ -284,9 +136,9 @@ class Inventor:
         return self._made("Gateway", place, name, spec | ({} if selector is None else {"selector": dict(selector)}))
 
     def _server(self) -> Object:
-        protocol, port, tls = self._pick(_ODD_SERVERS) if self._odds(0.06) else self._weighed(_SERVERS)
+        protocol, port, tls = self.pick(_ODD_SERVERS) if self.odds(0.06) else self.weighed(_SERVERS)
         self._count += 1
-        name = f"x-{self._count}" if self._odds(0.9) else "same"
+        name = f"x-{self._count}" if self.odds(0.9) else "same"
         hosts = list(dict.fromkeys(self._server_host() for _ in self._times(75, 20, 5)))
         server: Object = {
             "port": {"number": port, "name": name, "protocol": protocol},
@@ -294,26 +146,26 @@ class Inventor:
         }
         if tls is not None:
             server["tls"] = dict(tls)
-        if self._odds(0.02):
-            server["bind"] = self._pick(("127.0.0.1", "0.0.0.0"))
+        if self.odds(0.02):
+            server["bind"] = self.pick(("127.0.0.1", "0.0.0.0"))
         return server
 
     def _server_host(self) -> str:
         some = self._some_name()
-        zone = f"*.{self._pick(self.namespaces[1:])}.svc.{DOMAIN}"
-        host = self._weighed(
+        zone = f"*.{self.pick(self.namespaces[1:])}.svc.{DOMAIN}"
+        host = self.weighed(
             (
                 ("*", 60), (some, 12), (f"*.svc.{DOMAIN}", 8), (zone, 9), (f"*.{DOMAIN}", 2), ("shop.example", 3),
                 ("*.shop.example", 2), (some.capitalize(), 1), (f"*.Svc.{DOMAIN}", 0.5), ("*.local", 1),
             )
         )  # fmt: skip
-        return self._weighed((("", 80), ("./", 5), ("*/", 4), (f"{self._pick(self.namespaces)}/", 8))) + host
+        return self.weighed((("", 80), ("./", 5), ("*/", 4), (f"{self.pick(self.namespaces)}/", 8))) + host
 
     def _gateway_name(self, namespace: str) -> str:
         """How a VirtualService of this namespace may name a Gateway."""
-        gateways = self._of("Gateway")
-        home, name = key_of(self._pick(gateways))[1:] if gateways else (SYSTEM, "internalgateway")
-        return self._weighed(
+        gateways = self.of("Gateway")
+        home, name = key_of(self.pick(gateways))[1:] if gateways else (SYSTEM, "internalgateway")
+        return self.weighed(
             (
                 (f"{home}/{name}", 120), (name, 30 if home == namespace else 8), (f"{name}.{home}", 4),
                 (f"{name}.{home}.svc.{DOMAIN}", 4), ("mesh", 3), (f"{SYSTEM}/nosuch", 3), (f"{name}.{home}.foo.bar", 1),
@@ -323,7 +175,7 @@ class Inventor:
     def _host(self) -> str:
         some = self._some_name()
         bare, namespace, _ = some.split(".", 2)
-        return self._weighed(
+        return self.weighed(
             (
                 ("*", 36), (some, 40), (bare, 6), (f"*.{some.split('.', 1)[1]}", 10), (f"*.svc.{DOMAIN}", 6),
                 (f"*.{DOMAIN}", 2), ("*.local", 1.5), (some.upper(), 2), ("shop.example", 4), ("a.shop.example", 2),
@@ -332,45 +184,45 @@ class Inventor:
         )  # fmt: skip
 
     def _destination(self) -> Object:
-        full = self._some_name() if self._odds(0.75) else self._pick(self._full)
+        full = self._some_name() if self.odds(0.75) else self.pick(self.full)
         bare, namespace, _ = full.split(".", 2)
-        host = self._weighed(
+        host = self.weighed(
             (
                 (full, 72), (bare, 12), (f"{bare}.{namespace}", 2), (full.upper(), 1.5), (f"{full}.", 0.7),
-                (fqdn("alias.default"), 5), ("alias", 1.5), (fqdn(self._peers), 2), (fqdn("nosuch.default"), 1.5),
+                (fqdn("alias.default"), 5), ("alias", 1.5), (fqdn(self.peers), 2), (fqdn("nosuch.default"), 1.5),
                 ("10.96.1.1", 1), ("example.com", 1),
             )
         )  # fmt: skip
         made: Object = {"host": host}
-        if self._odds(0.55):
+        if self.odds(0.55):
             own = self.shapes[bare, namespace]
-            made["port"] = {"number": self._pick(own) if self._odds(0.85) else self._pick((80, 8080, 9000, 12345))}
-        if self._odds(0.25 if self._of("DestinationRule") else 0.03):
-            made["subset"] = self._pick(("v1", "v1", "v2", "v3"))
+            made["port"] = {"number": self.pick(own) if self.odds(0.85) else self.pick((80, 8080, 9000, 12345))}
+        if self.odds(0.25 if self.of("DestinationRule") else 0.03):
+            made["subset"] = self.pick(("v1", "v1", "v2", "v3"))
         return made
 
     def _destinations(self) -> list[Object]:
         number = len(self._times(62, 28, 10))
         if number == 1:
-            weight = {"weight": self._pick((0, 100))} if self._odds(0.15) else {}
+            weight = {"weight": self.pick((0, 100))} if self.odds(0.15) else {}
             return [{"destination": self._destination()} | weight]
-        weights = self._pick(((80, 20), (100, 0), (50, 50), (0, 100)) if number == 2 else ((80, 20, 0), (33, 33, 34)))
+        weights = self.pick(((80, 20), (100, 0), (50, 50), (0, 100)) if number == 2 else ((80, 20, 0), (33, 33, 34)))
         return [{"destination": self._destination(), "weight": weight} for weight in weights]
 
     def _text(self, values: dict[str, tuple[str, ...]]) -> Object:
-        how = self._weighed((("exact", 45), ("prefix", 25), ("regex", 22), ("", 8)))
-        return {how: self._pick(values[how])} if how else {}
+        how = self.weighed((("exact", 45), ("prefix", 25), ("regex", 22), ("", 8)))
+        return {how: self.pick(values[how])} if how else {}
 
     def _headers(self) -> Object:
         keys = (("x-user", 60), ("X-User", 6), ("x-canary", 30), ("cookie", 3))
-        return {self._weighed(keys): self._text(_HEADER) for _ in self._times(75, 25)}
+        return {self.weighed(keys): self._text(_HEADER) for _ in self._times(75, 25)}
 
     def _match(self, name: str, namespace: str) -> Object:
         kinds = (("uri", 50), ("headers", 22), ("method", 8), ("authority", 9), ("port", 8), ("gateways", 8),
                  ("sourceLabels", 5), ("sourceNamespace", 5), ("ignoreUriCase", 6), ("queryParams", 7),
                  ("withoutHeaders", 8), ("scheme", 3))  # fmt: skip
         match: Object = {}
-        for kind in sorted({self._weighed(kinds) for _ in self._times(60, 30, 10)}):
+        for kind in sorted({self.weighed(kinds) for _ in self._times(60, 30, 10)}):
             match[kind] = self._test(kind, namespace)
         if not set(match) - {"ignoreUriCase"}:
             match["uri"] = {"prefix": "/a"}
@@ -379,14 +231,14 @@ class Inventor:
     def _test(self, kind: str, namespace: str) -> Any:
         some = self._some_name()
         if kind == "uri":
-            how = self._weighed((("prefix", 45), ("exact", 25), ("regex", 30)))
-            return {how: self._pick(_PATHS[how])}
+            how = self.weighed((("prefix", 45), ("exact", 25), ("regex", 30)))
+            return {how: self.pick(_PATHS[how])}
         if kind in ("headers", "withoutHeaders"):
-            return self._headers() | ({self._pick(("host", ":authority")): {"exact": some}} if self._odds(0.05) else {})
+            return self._headers() | ({self.pick(("host", ":authority")): {"exact": some}} if self.odds(0.05) else {})
         if kind == "gateways":
-            return [self._pick(("mesh",)) if self._odds(0.2) else self._gateway_name(namespace) for _ in self._times(75, 25)]
+            return [self.pick(("mesh",)) if self.odds(0.2) else self._gateway_name(namespace) for _ in self._times(75, 25)]
         if kind == "queryParams":
-            return {self._pick(("v", "v", "w")): self._text(_PARAMETER)}
+            return {self.pick(("v", "v", "w")): self._text(_PARAMETER)}
         choices: dict[str, tuple[Any, ...]] = {
             "method": ({"exact": "GET"}, {"exact": "POST"}, {"prefix": "P"}, {"regex": "GET|POST"}, {"regex": "P.*"}),
             "authority": ({"exact": some}, {"exact": some}, {"prefix": "web."}, {"prefix": some[:8]},
@@ -397,28 +249,28 @@ class Inventor:
             "ignoreUriCase": (True,),
             "scheme": ({"exact": "http"}, {"exact": "https"}, {"prefix": "http"}, {"exact": "HTTP"}),
         }  # fmt: skip
-        return copy.deepcopy(self._pick(choices[kind]))
+        return copy.deepcopy(self.pick(choices[kind]))
 
     def _http(self, namespace: str, *, delegate: bool = False) -> list[Object]:
         routes = []
         for _ in self._times(35, 35, 20, 10):
             self._count += 1
             route: Object = {"name": f"r{self._count}"}
-            if self._odds(0.55):
+            if self.odds(0.55):
                 route["match"] = [self._match(f"m{number}", namespace) for number in self._times(70, 25, 5)]
-            action = self._weighed((("route", 78), ("redirect", 6), ("directResponse", 5), ("delegate", 0 if delegate else 11)))
+            action = self.weighed((("route", 78), ("redirect", 6), ("directResponse", 5), ("delegate", 0 if delegate else 11)))
             if action == "route":
                 route["route"] = self._destinations()
                 route |= self._extras()
             elif action == "redirect":
-                route["redirect"] = self._pick(({"uri": "/moved"}, {"authority": "x.example", "redirectCode": 302}))
+                route["redirect"] = self.pick(({"uri": "/moved"}, {"authority": "x.example", "redirectCode": 302}))
             elif action == "directResponse":
                 route["directResponse"] = {"status": 418}
             else:
-                route["delegate"] = {"name": self._pick(("d1", "d2"))}
-                if self._odds(0.7):
-                    route["delegate"]["namespace"] = self._pick(self.namespaces)
-                if self._odds(0.06):
+                route["delegate"] = {"name": self.pick(("d1", "d2"))}
+                if self.odds(0.7):
+                    route["delegate"]["namespace"] = self.pick(self.namespaces)
+                if self.odds(0.06):
                     route["directResponse"] = {"status": 418}
             routes.append(route)
         return routes
@@ -426,36 +278,36 @@ class Inventor:
     def _extras(self) -> Object:
         """What stands beside a route and does not change where requests go."""
         return {
-            **({"mirror": self._destination()} if self._odds(0.08) else {}),
-            **({"fault": {"abort": {"httpStatus": 503, "percentage": {"value": 100}}}} if self._odds(0.04) else {}),
-            **({"rewrite": self._pick(({"uri": "/"}, {"authority": self._some_name()}))} if self._odds(0.04) else {}),
-            **({"timeout": "3s"} if self._odds(0.03) else {}),
+            **({"mirror": self._destination()} if self.odds(0.08) else {}),
+            **({"fault": {"abort": {"httpStatus": 503, "percentage": {"value": 100}}}} if self.odds(0.04) else {}),
+            **({"rewrite": self.pick(({"uri": "/"}, {"authority": self._some_name()}))} if self.odds(0.04) else {}),
+            **({"timeout": "3s"} if self.odds(0.03) else {}),
         }
 
     def _connections(self, namespace: str, *, tls: bool) -> list[Object]:
         routes = []
         for _ in self._times(65, 28, 7):
             route: Object = {"route": self._destinations()}
-            if tls or self._odds(0.4):
+            if tls or self.odds(0.4):
                 route["match"] = [self._connection_match(namespace, tls=tls) for _ in self._times(75, 25)]
             routes.append(route)
         return routes
 
     def _connection_match(self, namespace: str, *, tls: bool) -> Object:
         match: Object = {"sniHosts": [self._server_name() for _ in self._times(70, 30)]} if tls else {}
-        if self._odds(0.35):
-            match["port"] = self._pick((8443, 8443, 9000, 443) if tls else (9000, 9000, 9000, 80, 8443))
-        if self._odds(0.12):
+        if self.odds(0.35):
+            match["port"] = self.pick((8443, 8443, 9000, 443) if tls else (9000, 9000, 9000, 80, 8443))
+        if self.odds(0.12):
             match["gateways"] = [self._gateway_name(namespace)]
-        if self._odds(0.1):
-            match["sourceNamespace"] = self._pick(self.namespaces)
-        if self._odds(0.08):
+        if self.odds(0.1):
+            match["sourceNamespace"] = self.pick(self.namespaces)
+        if self.odds(0.08):
             match["destinationSubnets"] = ["10.1.0.0/16"]
         return match or {"port": 9000}
 
     def _server_name(self) -> str:
         some = self._some_name()
-        return self._weighed(
+        return self.weighed(
             (
                 (some, 60), ("*", 8), ("shop.example", 8), (f"*.{some.split('.', 1)[1]}", 12), (some.split(".")[0], 3),
                 (some.upper(), 2), (f"*.svc.{DOMAIN}", 4),
@@ -463,53 +315,53 @@ class Inventor:
         )  # fmt: skip
 
     def _export(self, chance: float) -> Object:
-        if not self._odds(chance):
+        if not self.odds(chance):
             return {}
         choices = ((["*"], 5), (["."], 9), ([SYSTEM], 7), ([SYSTEM, "default"], 3), ([self.namespaces[3]], 3),
                    ([".", SYSTEM], 2), (["~"], 0.5))  # fmt: skip
-        return {"exportTo": list(self._weighed(choices))}
+        return {"exportTo": list(self.weighed(choices))}
 
-    def _virtual_service(self, namespace: str = "") -> Object:
-        place = namespace or self._weighed([*zip(self.namespaces, (40, 20, 20, 20), strict=True)])
+    def virtual_service(self, namespace: str = "") -> Object:
+        place = namespace or self.weighed([*zip(self.namespaces, (40, 20, 20, 20), strict=True)])
         spec: Object = {"hosts": list(dict.fromkeys(self._host() for _ in self._times(68, 24, 8)))} | self._export(0.28)
-        if self._odds(0.95):
+        if self.odds(0.95):
             spec["gateways"] = list(dict.fromkeys(self._gateway_name(place) for _ in self._times(75, 20, 5)))
-        wanted = {kind for kind in self._spoken() if self._odds(0.8)} or {self._pick(("http", "tcp", "tls"))}
+        wanted = {kind for kind in self._spoken() if self.odds(0.8)} or {self.pick(("http", "tcp", "tls"))}
         if "http" in wanted:
             spec["http"] = self._http(place)
         for kind in sorted(wanted - {"http"}):
             spec[kind] = self._connections(place, tls=kind == "tls")
-        return self._made("VirtualService", place, self._pick(("a", "b", "c", "v", "main", "web", "zz")), spec)
+        return self._made("VirtualService", place, self.pick(("a", "b", "c", "v", "main", "web", "zz")), spec)
 
     def _spoken(self) -> list[str]:
         """The kinds of route that the servers have use for."""
         kinds = set()
-        for server in (server for gateway in self._of("Gateway") for server in gateway["spec"]["servers"]):
+        for server in (server for gateway in self.of("Gateway") for server in gateway["spec"]["servers"]):
             passes = server.get("tls", {}).get("mode") == "PASSTHROUGH"
             kinds.add("tls" if passes else "tcp" if server["port"]["protocol"] in ("TCP", "TLS", "MONGO") else "http")
         return sorted(kinds)
 
-    def _delegate(self, namespace: str, name: str) -> Object:
+    def delegate(self, namespace: str, name: str) -> Object:
         return self._made("VirtualService", namespace, name, {"http": self._http(namespace, delegate=True)} | self._export(0.2))
 
-    def _rule(self, namespace: str = "") -> Object:
-        place = namespace or self._pick(self.namespaces)
+    def rule(self, namespace: str = "") -> Object:
+        place = namespace or self.pick(self.namespaces)
         some = self._some_name()
-        host = self._weighed(
+        host = self.weighed(
             (
                 (some, 60), (some.split(".")[0], 14), (f"*.{some.split('.', 1)[1]}", 10), (f"*.svc.{DOMAIN}", 3), ("*", 3),
                 (some.upper(), 2), (fqdn("alias.default"), 3),
             )
         )  # fmt: skip
-        subsets = self._pick((["v1"], ["v1", "v2"], ["v1", "v3"], ["v2"], [], ["v1"]))
+        subsets = self.pick((["v1"], ["v1", "v2"], ["v1", "v3"], ["v2"], [], ["v1"]))
         spec: Object = {"host": host, "subsets": [{"name": one, "labels": {"version": one}} for one in subsets]}
         if not subsets:
             spec = {"host": host, "trafficPolicy": {"connectionPool": {"http": {"http1MaxPendingRequests": 100}}}}
-        if self._odds(0.12):
-            spec["workloadSelector"] = {"matchLabels": self._pick((GATEWAY_LABELS, {"app": "client"}))}
-        return self._made("DestinationRule", place, self._pick(("r", "q", "x", "b")), spec | self._export(0.45))
+        if self.odds(0.12):
+            spec["workloadSelector"] = {"matchLabels": self.pick((GATEWAY_LABELS, {"app": "client"}))}
+        return self._made("DestinationRule", place, self.pick(("r", "q", "x", "b")), spec | self._export(0.45))
 
 
-def _ports(numbers: Sequence[int], *, udp: bool = False) -> list[Object]:
-    ports = [{"name": PORT_NAMES[one], "port": one, "targetPort": 10000 + one, "protocol": "TCP"} for one in numbers]
-    return [*ports, *([{"name": "udp", "port": 5353, "targetPort": 15353, "protocol": "UDP"}] if udp else [])]
+def ports(numbers: Sequence[int], *, udp: bool = False) -> list[Object]:
+    made = [{"name": PORT_NAMES[one], "port": one, "targetPort": 10000 + one, "protocol": "TCP"} for one in numbers]
+    return [*made, *([{"name": "udp", "port": 5353, "targetPort": 15353, "protocol": "UDP"}] if udp else [])]

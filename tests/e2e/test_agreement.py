@@ -20,14 +20,16 @@ from typing import Any
 import pytest
 
 from tests.e2e import agreement, cluster, mesh, objects
-from tests.e2e.agreement import GATEWAY_PORTS, AccessLog, Mark, Pods, Prover, Watcher
+from tests.e2e.agreement import GATEWAY_PORTS, Mark, Watcher
 from tests.e2e.ask import ask
 from tests.e2e.conftest import Say, Tell
-from tests.e2e.invention import CERTIFICATE, PORT_NAMES, SYSTEM, Inventor, Operation
+from tests.e2e.invention import CERTIFICATE, PORT_NAMES, SYSTEM
+from tests.e2e.inventor import Inventor, Operation
 from tests.e2e.kube import ApiError
 from tests.e2e.layouts import B
 from tests.e2e.processes import until
 from tests.e2e.programmed import Served
+from tests.e2e.proof import AccessLog, Pods, Prover, best_ways
 from tests.e2e.sites import ClusterSite
 from tests.e2e.world import World
 
@@ -37,6 +39,8 @@ STEPS = int(os.environ.get("CANAL_DNS_AGREEMENT_STEPS", "60"))
 SEED = int(os.environ.get("CANAL_DNS_AGREEMENT_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
 CHAPTER = 8
 """Steps after which everything but the Services is replaced."""
+ENFORCED = 4
+"""Steps after which the default `portGuard` is tried too."""
 
 BINDING = {"settle": "0s", "portGuard": "warn", "crossNamespace": "allow"}
 
@@ -153,7 +157,7 @@ class Run:
             self.follow(number, done, one, looks)
         self.try_out(number, done, now, compared, served, programmed)
 
-        if number % CHAPTER == 0:
+        if number % ENFORCED == 0:
             self.enforce(number, done, now, served)
 
     def enforce(self, number: int, done: list[str], now: agreement.Look, served: dict[str, Served]) -> None:
@@ -240,7 +244,7 @@ class Run:
                 if addresses != {mesh.VIP}:
                     self.tell(number, done, f"{name} is bound, and its address is {addresses}", now)
                     continue
-                for way in agreement.best_ways(served[name]):
+                for way in best_ways(served[name]):
                     if problem := self.prover.served(mesh.VIP, name, way):
                         self.tell(number, done, f"request for the bound {name}: {problem}", now)
         skipped = [name for name, said in compared.agreed.items() if not said.bound]
