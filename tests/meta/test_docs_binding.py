@@ -61,6 +61,9 @@ def wrong(feed, name, verdict, rest):
     texts = " ".join(bound.warnings)
     if warning and warning[1] not in texts:
         told.append(f"{name}: {warning[1]!r} is not in {texts!r}")
+    problem = re.search(r"problem `(\w+)`", rest)
+    if problem and Reason(problem[1]) not in {one.reason for one in feed.result.problems}:
+        told.append(f"no problem {problem[1]}: {feed.result.problems}")
     if "no warning" in rest and texts:
         told.append(f"{name}: {texts}")
     return told
@@ -84,6 +87,7 @@ def test_the_check_itself(tmp_path):
         ("skipped", ", `Shadowed`"),
         ("bound", ", as host"),
         ("bound", ', warning "nobody says this"'),
+        ("bound", ", problem `Conflicted`"),
     ):
         assert wrong(feed, "helloworld.default", verdict, rest), rest
     assert wrong(feed, "other.default", "bound", "")
