@@ -9,8 +9,10 @@ Rules of this file:
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -93,7 +95,8 @@ def parse(raw: object) -> Record | Skip | None:
         meta = root.child("metadata")
         name = _name(meta, "name", "")
         if kind != "Namespace":
-            namespace = _name(meta, "namespace", "default")
+            # Thousands of objects share a namespace, and most Services their ports: each is kept once.
+            namespace = sys.intern(_name(meta, "namespace", "default"))
         return _READERS[kind](root, meta, namespace, name)
     except FieldError as error:
         return Skip(kind, namespace, name, "Invalid", error.message, error.field)
@@ -154,7 +157,7 @@ def _service(root: Fields, meta: Fields, namespace: str, name: str) -> Service:
         rejected=rejected,
         headless=not external and spec.text("clusterIP") == "None",
         external_name=spec.host("externalName") if external else "",
-        ports=tuple(_service_port(port) for port in spec.children("ports")),
+        ports=_shared(tuple(_service_port(port) for port in spec.children("ports"))),
         selector=spec.labels("selector"),
         bind=_bind(meta, remarks),
         allow_from=_comma_list(_annotation(meta, ANNOTATION_ALLOW_FROM)),
@@ -223,6 +226,11 @@ def _service_port(port: Fields) -> ServicePort:
         target=target or None,
         app_protocol=port.text("appProtocol"),
     )
+
+
+@functools.lru_cache(1024)
+def _shared(ports: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
+    return ports
 
 
 def _endpoint_slice(root: Fields, meta: Fields, namespace: str, name: str) -> EndpointSlice:
