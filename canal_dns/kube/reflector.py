@@ -94,6 +94,8 @@ class Reflector:
         """What is wrong now."""
         self.since = 0.0
         """Since when, in seconds since 1970."""
+        self.refused = 0.0
+        """When (monotonic) it was last said that it may not be read."""
         self.last_event = 0.0
         """Seconds since 1970: the last list, event or bookmark."""
         self._api = api
@@ -412,6 +414,8 @@ class Reflector:
             self._from, self._reason = "", problem.reason
         elif problem.code in ("403", "404") and (problem.code == "403" or self.kind.optional):
             self._from, self._reason = "", "available"
+            if problem.code == "403":
+                self.refused = time.monotonic()
             if self.outcome is not Outcome.LISTED:
                 outcome = Outcome.DENIED if problem.code == "403" else Outcome.MISSING
                 before, self.outcome = self.outcome, outcome

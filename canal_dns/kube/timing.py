@@ -50,6 +50,8 @@ class Timing:
     """More than that is not granted to `Retry-After`."""
     attend: float = 1.0
     """Between two looks for a server that is back, or credentials that are new, while somebody waits for them."""
+    doubt: float = 60.0
+    """A server that was away and does not say that it is ready: after so long without trouble its refusals count."""
     stretch: float = 0.002
     """Work of one kind without letting others have the loop: several are read at once."""
     pauses: Pauses = Pauses()

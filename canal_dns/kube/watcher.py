@@ -4,7 +4,8 @@ Rules of this file:
 - a kind that is denied or not installed degrades alone (what that means for the rule: `View.set_unavailable`);
 - EndpointSlices and Pods are read in the gateways' namespaces only, the Pods by the gateway Service's selector;
 - `on_change` is not called before every kind was read, or is known to be unreadable: half a cluster is never acted upon;
-- while the server is away one look per second asks whether it is back, instead of every kind by itself.
+- while the server is away one look per second asks whether it is back, instead of every kind by itself;
+- a refusal (403, 404) of a server that is only starting is asked again as soon as it is ready.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -58,6 +60,10 @@ class ClusterSource:
         for gateway in gateways:
             self._gateways.setdefault(gateway.namespace, []).append(gateway.name)
         self._on_change: OnChange | None = None
+        self._doubt: float | None = float("inf")
+        """Until when (monotonic) a server that was away, or is new to us, is not believed what it refuses; None: it is..."""
+        self._ready = 0.0
+        """...what it has refused since this time."""
         self._tasks: dict[Reflector, asyncio.Task[NoReturn]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -127,6 +133,7 @@ class ClusterSource:
 
     async def read(self) -> None:
         """Read every kind once. Raises ClusterError where a kind that the rule needs cannot be read."""
+        self._doubt = None
         try:
             await self._read(self._others)
             self._follow()
@@ -175,7 +182,7 @@ class ClusterSource:
     def _known(self, one: Reflector) -> bool:
         """Is there nothing to wait for any more?"""
         if one.outcome is Outcome.DENIED:
-            return not one.kind.required
+            return not one.kind.required and self._doubt is None and one.refused >= self._ready
         if one.outcome is Outcome.UNKNOWN:
             return self._idles(one) and self._known(self._others[0])
         return True
@@ -245,21 +252,45 @@ class ClusterSource:
 
     async def _attend(self) -> NoReturn:
         """Look for what the reflectors wait for: the server, or new credentials."""
+        self._begin_doubt()
         while True:
             await asyncio.sleep(self._timing.attend)
-            if self._troubled("connect") and await self._answers():
-                for one in self._troubled("connect"):
-                    one.wake()
+            away = self._troubled("connect")
+            if away:
+                self._begin_doubt()
+            if self._doubt is None:
+                if not self.synced:
+                    # What was refused once more counts now.
+                    self._told(None)
+            else:
+                await self._ask_whether_ready(away)
             if self._troubled("401") and self._api.outdated():
                 for one in self._troubled("401"):
                     one.wake()
 
-    async def _answers(self) -> bool:
+    def _begin_doubt(self) -> None:
+        self._doubt = time.monotonic() + self._timing.doubt
+
+    async def _ask_whether_ready(self, away: Sequence[Reflector]) -> None:
+        """A server that has just started answers 403 to everybody, until it has read who may do what; then it is ready."""
+        status = await self._probe()
+        if status == 200 or (self._doubt is not None and time.monotonic() > self._doubt):
+            self._doubt, self._ready = None, time.monotonic()
+            for one in self._reflectors():
+                if one.problem is not None and one.problem.retry_after is None:
+                    one.wake()
+        elif 0 < status < 500:
+            # We may not ask for that; but somebody answers.
+            for one in away:
+                one.wake()
+
+    async def _probe(self) -> int:
+        """The status of the server's own word on whether it is ready; 0: nobody answers."""
         try:
             async with self._api.get(PROBE, {}, silence=self._timing.attend * 5) as reply:
-                return reply.status < 500
+                return reply.status
         except ApiError:
-            return False
+            return 0
 
 
 def _words(one: Reflector) -> str:

@@ -7,7 +7,8 @@ import pytest
 from canal_dns.kube.timing import Pauses
 from tests.kube.apiserver import Refuse
 from tests.kube.test_reflector import put, synced
-from tests.kube.world import world
+from tests.kube.world import EVERYTHING, world
+from tests.mesh import builders as make
 
 SHORT_THEN_FOR_EVER = Pauses(first=0.005, longest=1000.0, factor=1_000_000.0, jitter=0.0)
 """One failure costs nothing; whoever waits after the next one waits longer than any test."""
@@ -33,7 +34,7 @@ async def test_a_version_that_expired_in_an_outage_leads_to_a_list_at_once(w):
     w.server.compact()
     await w.server.start()
     one.wake()
-    await w.until(w.agrees, 5)
+    await w.until(w.agrees)
     await w.until(lambda: w.server.watches("services"))
     assert w.count("relists_total", "Service", "expired") == 1
     assert one.problem is None
@@ -47,4 +48,82 @@ async def test_a_failure_after_the_server_came_back_is_a_first_one(w):
     w.server.next("services", "watch", Refuse(503))
     await w.server.start()
     one.wake()
-    await w.until(w.agrees, 5)
+    await w.until(w.agrees)
+
+
+# A server that is only starting refuses everybody: it has not read yet who may do what (kube-apiserver's RBAC).
+
+
+def _starting(server):
+    server.always["*"] = Refuse(403, "forbidden: clusterrole not found")
+
+
+def _ready(server):
+    del server.always["*"]
+
+
+async def _in_step(w, **changes):
+    w.server.put(*make.BASE, make.gateway(make.server(80)), make.pod(), make.endpoints(), make.namespace("default"))
+    source = w.run(w.source(**changes))
+    await w.until(lambda: source.synced)
+    await w.server.watching(*EVERYTHING)
+    return source
+
+
+async def test_what_a_starting_server_refuses_is_asked_again_when_it_is_ready(w):
+    source = await _in_step(w, retry=1000.0)
+    await w.server.stop()
+    await w.until(source.problems)
+    _starting(w.server)
+    put(w, "later")
+    await w.server.start()
+    await w.until(lambda: str(source.problems()).count("clusterrole not found") == len(EVERYTHING))
+    assert w.view.count("Service") > 0, "the last objects stay"
+    _ready(w.server)
+    await w.until(w.agrees)
+    await w.until(lambda: source.problems() == [])
+
+
+async def test_a_starting_server_is_not_believed_that_a_kind_may_not_be_read(w):
+    """Namespaces and EndpointSlices can be done without: half of what there is would be published."""
+    w.server.put(*make.BASE, make.namespace("default"), make.endpoints())
+    w.server.always["readyz"] = Refuse(500)
+    for kind in ("namespaces", "endpointslices"):
+        w.server.always[kind] = Refuse(403, "clusterrole not found")
+    source = w.run(w.source(retry=1000.0))
+    await w.until(lambda: len(source.problems()) == 2)
+    await w.until(lambda: len([one for one in w.server.requests if one.path == "/readyz"]) > 3)
+    assert not source.synced
+    assert w.told == []
+    w.server.always.clear()
+    await w.until(lambda: source.synced)
+    assert w.view.unavailable == set()
+    assert w.agrees()
+
+
+async def test_where_nobody_may_ask_whether_it_is_ready_refusals_count_after_a_while(w):
+    w.server.put(*make.BASE)
+    w.server.always["readyz"] = Refuse(403)
+    w.server.always["namespaces"] = Refuse(403)
+    source = w.run(w.source(retry=1000.0, doubt=0.2))
+    await w.until(source.problems)
+    assert not source.synced
+    await w.until(lambda: source.synced)
+    assert w.view.unavailable == {"Namespace"}
+
+
+async def test_a_ready_server_is_not_asked_again_and_again(w):
+    w.server.always["namespaces"] = Refuse(403)
+    source = await _in_step_without(w, "namespaces")
+    asked = len([one for one in w.server.requests if one.path == "/readyz"])
+    put(w, "a")
+    await w.until(lambda: "default/a" in w.names())
+    assert source.problems()
+    assert len([one for one in w.server.requests if one.path == "/readyz"]) == asked == 1
+
+
+async def _in_step_without(w, *resources):
+    source = w.run(w.source(retry=1000.0))
+    await w.until(lambda: source.synced)
+    await w.server.watching(*(one for one in EVERYTHING if one not in (*resources, "pods")))
+    return source
