@@ -107,7 +107,7 @@ class ApiServer:
             self.place = f"kubeconfig {settings.kubeconfig}"
             self._kubeconfig()
         else:
-            self.place = "https://" + _in_cluster(self._config, account).host.removeprefix("https://")
+            self.place = _in_cluster(self._config, account).host
         self._access: _Access | None = None
         self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()

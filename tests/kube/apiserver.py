@@ -20,7 +20,7 @@ every change has a version of its own. What goes wrong is scripted:
     server.forget()                                                         # history gone, as after a long time away
     server.rewind(5)                                                        # an older backup was restored: versions go back
 
-`server.requests` has every request that was read; `server.settled()` waits until all watches have been told everything.
+`server.requests` has every request that was read, `server.asked("services", "list")` those of a kind.
 """
 
 from __future__ import annotations
@@ -145,7 +145,6 @@ class Watch:
     version: int = 0
     """All changes up to this one were sent."""
     queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
-    idle: bool = True
 
     def tell(self, kind: str, item: Raw) -> None:
         """An event."""
@@ -477,7 +476,6 @@ class FakeApiServer:
         leaving.add_done_callback(lambda _: watch.end())
         try:
             while (octets := await watch.queue.get()) is not None:
-                watch.idle = False
                 if watch.packer:
                     octets = watch.packer.compress(octets) + watch.packer.flush(zlib.Z_SYNC_FLUSH)
                 size, pause = self.drip or (len(octets), 0.0)
@@ -486,7 +484,6 @@ class FakeApiServer:
                     await writer.drain()
                     if self.drip:
                         await asyncio.sleep(pause)
-                watch.idle = True
             writer.write((_chunk(watch.packer.flush()) if watch.packer else b"") + b"0\r\n\r\n")
             await writer.drain()
         finally:

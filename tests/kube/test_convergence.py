@@ -235,5 +235,5 @@ class Server(RuleBasedStateMachine):
 
 TestConvergence = Server.TestCase
 TestConvergence.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
