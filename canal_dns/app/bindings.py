@@ -2,7 +2,8 @@
 
 Rules of this file:
 - nothing is published before the source is synced, except the saved table, from which is answered until then;
-- the first changes after a pause cost no time; a flood of events costs a few tables a second;
+- the first changes after a pause cost no time; a flood of events costs a few tables a second, and changes that no answer
+  depends on cost none;
 - a source that replaces another one comes into force when it is read, and not before.
 """
 
@@ -14,6 +15,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -30,6 +32,17 @@ log = logging.getLogger("canal_dns.app")
 
 TABLES_PER_SECOND, TABLES_AT_ONCE = 10.0, 20
 """How often the table changes under a flood of events, and how many changes in a row come without any delay."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A table that was published."""
+
+    took: float
+    since_arrival: float
+    """Seconds since the event behind it came, or since its evaluation began."""
+    whole: bool
+    first: bool
 
 
 class Bindings:
@@ -146,41 +159,51 @@ class Bindings:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(0.0, min(due) - time.monotonic()) if due else None)
             self._changed.clear()
-            self._step(time.monotonic())
-            await asyncio.sleep(self._pace.pause(time.monotonic()))
+            began = time.monotonic()
+            step = self._step(began)
+            # What was sent leaves with the end of this turn of the loop; whatever else there is to do comes after it.
+            await asyncio.sleep(0)
+            if step is not None:
+                self._account(step)
+                await asyncio.sleep(self._pace.pause(time.monotonic()))
+            else:
+                # Changes that no answer depends on may take half of the time at most.
+                await asyncio.sleep(time.monotonic() - began)
 
-    def _step(self, now: float) -> None:
+    def _step(self, now: float) -> _Step | None:
         """Evaluate what has changed and publish what need not wait."""
         if not self.feed.source.synced:
-            return
+            return None
         since, self._changed_at = self._changed_at, None
         began = time.perf_counter()
         changes = self.feed.refresh(now)
         first, self.synced = not self.synced, True
         self._publish_exempt()
-        if self._whole:
-            self._whole = False
+        whole, self._whole = self._whole, False
+        if whole:
             self.publisher.replace(self.feed.result.bound)
-            published = True
-        else:
-            published = self.publisher.update(changes, now, since)
-        if not (self.publisher.settled(now) or published):
-            return
+        elif not self.publisher.update(changes, now, since) | self.publisher.settled(now):
+            return None
         self.saver.changed()
         took = time.perf_counter() - began
-        self._counters.histograms["canal_dns_table_publish_duration_seconds"][()].observe(
-            took if since is None else max(took, time.monotonic() - since)
-        )
+        return _Step(took, took if since is None else max(took, time.monotonic() - since), whole, first)
+
+    def _account(self, step: _Step) -> None:
+        """Tell of a table that was published."""
+        self._counters.histograms["canal_dns_table_publish_duration_seconds"][()].observe(step.since_arrival)
         self._counters["canal_dns_table_last_change_timestamp_seconds"][()] = time.time()
+        settling = len(self.publisher.settling(time.monotonic()))
+        # To count them takes as long as to bind many a name: done for whole tables only.
+        skipped = f", {len(self.feed.result.skipped)} meant by a VirtualService and skipped" if step.whole else ""
         log.info(
-            "published generation %d: %d bound, %d settling, %d meant by a VirtualService and skipped, %.1f ms",
+            "published generation %d: %d bound, %d settling%s, %.1f ms",
             self.publisher.generation,
             len(self.publisher.live),
-            len(self.publisher.settling(now)),
-            len(self.feed.result.skipped),
-            took * 1000,
+            settling,
+            skipped,
+            step.took * 1000,
         )
-        if first:
+        if step.first:
             self._on_first_table()
             # What was read stays for long: the garbage collector need not look at it again and again.
             gc.freeze()
