@@ -197,8 +197,12 @@ class Invention:
         if self.odds(0.55):
             own = self.shapes[bare, namespace]
             made["port"] = {"number": self.pick(own) if self.odds(0.85) else self.pick((80, 8080, 9000, 12345))}
-        if self.odds(0.25 if self.of("DestinationRule") else 0.03):
-            made["subset"] = self.pick(("v1", "v1", "v2", "v3"))
+        if self.odds(0.03):
+            made["subset"] = self.pick(("v1", "v2", "v3"))
+        # a rule about the Service is most likely there for its subsets
+        rules = [rule["spec"] for rule in self.of("DestinationRule") if rule["spec"]["host"].split(".")[0] in (bare, "*")]
+        if rules and self.odds(0.6):
+            made["subset"] = self.pick([*(one["name"] for one in self.pick(rules).get("subsets", ())), "v1", "v3"])
         return made
 
     def _destinations(self) -> list[Object]:

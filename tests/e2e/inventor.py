@@ -50,7 +50,7 @@ class Inventor(Invention):
         for make, numbers in (
             (self.gateway, ((1, 55), (2, 32), (3, 13))),
             (self.virtual_service, ((2, 25), (3, 35), (4, 25), (5, 15))),
-            (self.rule, ((0, 45), (1, 25), (2, 20), (3, 10))),
+            (self.rule, ((0, 30), (1, 30), (2, 25), (3, 15))),
         ):
             for _ in range(self.weighed(numbers)):
                 yield self._put(make())
@@ -61,7 +61,7 @@ class Inventor(Invention):
     def step(self) -> Iterator[Operation]:
         """A few changes, each made when the one before is kept."""
         for _ in range(self.weighed(((1, 40), (2, 30), (3, 20), (4, 10)))):
-            act = self.weighed(((self._change, 48), (self._add, 25), (self._drop, 15), (self._change_service, 12)))
+            act = self.weighed(((self._change, 46), (self._add, 25), (self._drop, 15), (self._change_service, 14)))
             operation = act()
             if operation is not None:
                 yield operation
@@ -134,7 +134,8 @@ class Inventor(Invention):
 
     def _change_service(self) -> Operation | None:
         missing = [shape for shape in self.shapes if ("Service", shape[1], shape[0]) not in self.objects]
-        name, namespace = self.pick(missing if missing and self.odds(0.6) else [*self.shapes])
+        asked_for = [shape for shape in self.shapes if fqdn(f"{shape[0]}.{shape[1]}") in self.focus]
+        name, namespace = self.pick(missing if missing and self.odds(0.5) else asked_for if self.odds(0.7) else [*self.shapes])
         old = self.objects.get(("Service", namespace, name))
         if old is None:
             return Operation("create", self.service(name, namespace))
@@ -147,8 +148,8 @@ class Inventor(Invention):
         thing["spec"]["ports"] = ports(sorted(opened or {80}), udp=self.odds(0.1))
         annotation = self.weighed(
             (
-                ({}, 75),
-                ({"networking.istio.io/exportTo": self.pick((".", SYSTEM, "*", "~"))}, 17),
+                ({}, 62),
+                ({"networking.istio.io/exportTo": self.pick((".", SYSTEM, "*", "~"))}, 30),
                 ({"canal-dns.io/bind": "false"}, 8),
             )
         )
