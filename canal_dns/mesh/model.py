@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from canal_dns.mesh.attach import has_revision
@@ -71,10 +71,12 @@ Chains = tuple[SniChain, ...] | str
 class RouteTable:
     """A route configuration: its virtual hosts, and why Envoy would refuse all of it."""
 
-    def __init__(self, name: str, servers: tuple[Placed, ...], *, tls: bool) -> None:
+    def __init__(self, name: str, servers: tuple[Placed, ...], *, tls: bool, ends: Collection[str]) -> None:
+        """`ends`: see VirtualHost."""
         self.name = name
         self.servers = servers
         self.tls = tls
+        self.ends = ends
         self.hosts: dict[str, VirtualHost] = {}
         self.domains = Domains()
         self.redirects = frozenset() if tls else _redirects(servers)
@@ -112,7 +114,7 @@ class GatewayModel:
         self.layout: Layout = layout(state.attached, state.ports if state.translated else {})
         self.attached = frozenset(f"{one.namespace}/{one.name}" for one in state.attached)
         self.tables: dict[str, RouteTable] = {
-            name: RouteTable(name, servers, tls=servers[0].terminates_https)
+            name: RouteTable(name, servers, tls=servers[0].terminates_https, ends=self._authority_ends(name))
             for name, servers in self.layout.route_configs.items()
         }
         self.tcp: dict[Placed, list[Offer]] = {}
@@ -126,6 +128,17 @@ class GatewayModel:
         self.refusing: dict[str, str] = {}
         """VirtualService -> why Envoy refuses every route configuration while it is there."""
         self._chains: dict[int, dict[str, Chains]] = {}
+
+    def _authority_ends(self, route_name: str) -> tuple[str, ...]:
+        """What clients write behind a name to reach a route configuration: the port, unless it is the scheme's own
+        (RFC 9110 section 4.2)."""
+        ends = set()
+        for service_port in self.frame.ports:
+            listener = self.listener(service_port)
+            for chain in listener.chains if listener is not None else ():
+                if chain.kind == "http" and chain.route_name == route_name:
+                    ends.add("" if service_port == (443 if chain.tls else 80) else f":{service_port}")
+        return tuple(sorted(ends)) or ("",)
 
     def tier(self, resolved: Resolved) -> Tier | None:
         """How this gateway sees the VirtualService; None: not at all."""
@@ -208,7 +221,7 @@ class GatewayModel:
             host = table.hosts.get(domain)
             opened = host is None
             if host is None:
-                host = table.hosts[domain] = VirtualHost(domain)
+                host = table.hosts[domain] = VirtualHost(domain, table.ends)
                 table.domains.add(domain)
             redirected = host.redirecting > 0
             changed, governed = host.change(before.get((name, domain), ()), after.get((name, domain), ()))

@@ -201,7 +201,7 @@ def _other_host(case: Trace, table: RouteTable, domain: str | None) -> Finding:
 def _entry(case: Trace, host: VirtualHost, entry: Entry) -> Finding:
     name = case.intent.name
     rule = entry.built.rule
-    if entry.dead or not entry.built.match.meets(name):
+    if entry.dead or not host.meets(entry, name):
         what = "a scheme" if entry.dead else "an authority"
         message = f"its match asks for {what} that requests for {name} do not have"
         return case.no(Stage.MATCH, Reason.MATCH_NOT_APPLICABLE, message, f"{rule.field}.match", rule.owner)

@@ -6,7 +6,8 @@ Rules of this file:
 - a change is told entry by entry and looks at those later routes only whose paths the changed route takes, up to the next route
   that takes them all: 5,000 VirtualServices on `*` are one list;
 - tests of the authority are decided where the domain is one name; on a wildcard domain their routes stand aside (`special`) and
-  are put in their places when a name is asked for.
+  are put in their places when a name is asked for;
+- Envoy compares with the authority as it comes, which has the port that was asked unless it is the scheme's own.
 """
 
 from __future__ import annotations
@@ -105,10 +106,12 @@ def _key(test: PathTest) -> tuple[bool, str]:
 
 
 class VirtualHost:
-    """One domain of a route configuration."""
+    """One domain of a route configuration. `ends`: what follows the name in the authority of requests that come to it: "" or
+    `:5000`; several where several ports of the gateway's Service lead here."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, ends: Collection[str] = ("",)) -> None:
         self.domain = domain
+        self._ends = ends
         self.entries: dict[Place, Entry] = {}
         self.special: dict[Place, Entry] = {}
         """Routes that test the authority, on a wildcard domain."""
@@ -159,7 +162,14 @@ class VirtualHost:
 
     def passing(self, host: str) -> list[Entry]:
         """The routes that test the authority and let a request for this name through."""
-        return [self.special[place] for place in sorted(self.special) if self.special[place].built.match.meets(host)]
+        return [self.special[place] for place in sorted(self.special) if self._may_meet(self.special[place], host)]
+
+    def meets(self, entry: Entry, host: str) -> bool:
+        """Requests for this name pass the route's tests of the authority, whatever port they ask."""
+        return all(entry.built.match.meets(host + end) for end in self._ends)
+
+    def _may_meet(self, entry: Entry, host: str) -> bool:
+        return any(entry.built.match.meets(host + end) for end in self._ends)
 
     def reached(self, entry: Entry, host: str, passing: list[Entry] | None = None) -> bool:
         """Some request for this name comes to the route. `passing`: as `passing(host)` gave it, if the caller has it."""
@@ -170,7 +180,7 @@ class VirtualHost:
             return entry.reached
         if entry.place in self.special and entry not in extra:
             return False
-        return self._counts(entry, extra) and self._leaves(entry, extra)
+        return self._counts(entry, extra) and self.meets(entry, host) and self._leaves(entry, extra)
 
     def reached_by(self, host: str) -> Iterator[Entry]:
         """The routes to which some request for this name comes, in order."""
@@ -210,7 +220,7 @@ class VirtualHost:
         match = entry.built.match
         if entry.dead or not match.authority:
             return not entry.dead
-        return match.meets(self.domain) if not is_wildcard(self.domain) else entry in extra
+        return self._may_meet(entry, self.domain) if not is_wildcard(self.domain) else entry in extra
 
     def _count(self, entry: Entry, by: int) -> None:
         self.redirecting += by * entry.redirects
@@ -282,7 +292,7 @@ class VirtualHost:
         return [path for path in self._watched if test.takes(path)]
 
     def _update(self, entry: Entry) -> bool:
-        reached = self._leaves(entry, ())
+        reached = self._leaves(entry, ()) and (is_wildcard(self.domain) or self.meets(entry, self.domain))
         if reached == entry.reached:
             return False
         entry.reached = reached

@@ -74,6 +74,19 @@ def test_a_scheme_is_that_of_the_listener() -> None:
     assert ports(secure) == ((8443,), ("destination",))
 
 
+def test_an_authority_has_the_port_unless_it_is_the_schemes_own() -> None:
+    """Envoy compares with what clients send: `Host: name:9000` (seen on istiod 1.31 and Envoy 1.40 with port 5000)."""
+    both = gateway(server(80), server(9000))
+
+    def bound_on(authority: str) -> tuple[int, ...]:
+        routes = virtual_service(http(HELLO, match={"authority": {"exact": authority}}))
+        return ports(loosely(both, routes))[0]
+
+    assert bound_on(HELLO) == (80,)
+    assert bound_on(f"{HELLO}:9000") == (9000,)
+    assert bound_on(f"{HELLO}:80") == ()
+
+
 def test_plain_text_and_tls_on_one_port() -> None:
     """PASSTHROUGH, then HTTP: both are there, and a name may be served by both."""
     result = loosely(gateway(tls_server(8443), server(8443)), virtual_service(http(HELLO), tls=[sni(HELLO)], hosts=[HELLO]))

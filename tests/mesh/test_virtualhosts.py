@@ -160,6 +160,27 @@ def test_tests_of_the_authority_are_decided_by_the_name(raw: dict[str, Any], wan
     assert reached({**uri(prefix="/a"), **raw}, uri(prefix="/a/b"), domain=domain) == ([0] if want == [0] else [1])
 
 
+PORTS = {
+    "the name without the port": ({"exact": HELLO}, (":5000",), [1]),
+    "the name with the port": ({"exact": f"{HELLO}:5000"}, (":5000",), [0]),
+    "the port of another scheme": ({"exact": f"{HELLO}:80"}, ("",), [1]),
+    "a prefix": ({"prefix": HELLO}, (":5000",), [0]),
+    "a regex that leaves the port open": ({"regex": r"hello.*(:\d+)?"}, ("", ":5000"), [0]),
+    "one of two ports: it may take the other's requests, and is not reached by them": ({"exact": HELLO}, ("", ":8080"), []),
+}
+
+
+@pytest.mark.parametrize("domain", ["*", HELLO])
+@pytest.mark.parametrize(("test", "ends", "want"), PORTS.values(), ids=PORTS)
+def test_the_authority_has_the_port_that_was_asked(
+    test: dict[str, str], ends: tuple[str, ...], want: list[int], domain: str
+) -> None:
+    host = VirtualHost(domain, ends)
+    entries = [entry({**uri(prefix="/a"), "authority": test}, 0), entry(uri(prefix="/a/b"), 1)]
+    host.change([], entries)
+    assert [one.place[-1] for one in entries if host.reached(one, HELLO)] == want
+
+
 def test_a_scheme_that_does_not_come_here_takes_nothing() -> None:
     host = VirtualHost("*")
     dead = entry(uri(prefix="/a"), 0)
