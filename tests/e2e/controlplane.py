@@ -67,10 +67,6 @@ class ControlPlane:
         """At once, in the middle of whatever it does; watches are cut."""
         self.apiserver.kill()
 
-    def stop_apiserver(self) -> int:
-        """As a node drains it: it ends its watches first."""
-        return self.apiserver.stop()
-
     def restart_apiserver(self) -> None:
         self.kill_apiserver()
         self.start_apiserver()

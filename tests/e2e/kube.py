@@ -85,9 +85,6 @@ class Kube:
         query = "?fieldManager=canal-test&force=true"
         return self.request("PATCH", self.path(thing) + query, thing, _PATCHES["apply"])
 
-    def replace(self, thing: Object) -> Object:
-        return self.request("PUT", self.path(thing), thing)
-
     def patch(self, kind: str, name: str, namespace: str | None, change: Any, how: str = "merge") -> Object:
         """`how`: merge | json | strategic."""
         return self.request("PATCH", self._path_of(kind, name, namespace), change, _PATCHES[how])
