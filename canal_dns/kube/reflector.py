@@ -16,12 +16,13 @@ import gc
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from canal_dns.kube import decode, failures
+from canal_dns.kube.api import Api, Reply, check
 from canal_dns.kube.failures import ApiError
 from canal_dns.kube.kinds import Kind
 from canal_dns.kube.timing import Backoff, Timing
@@ -46,26 +47,6 @@ class Outcome(Enum):
     """It may not be read (403)."""
     MISSING = "missing"
     """It is not installed (404)."""
-
-
-class Reply(Protocol):
-    """As `cluster.Reply`."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def retry_after(self) -> float | None: ...
-
-    def chunks(self) -> AsyncIterator[bytes]: ...
-
-    async def error(self) -> bytes: ...
-
-
-class Api(Protocol):
-    """What is asked of an API server (`cluster.ApiServer`)."""
-
-    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> AbstractAsyncContextManager[Reply]: ...
 
 
 class Reflector:
@@ -137,11 +118,6 @@ class Reflector:
     def retarget(self, selector: str) -> None:
         """Read by another selector from the next list on, which the next `run` begins with."""
         self._selector, self._from, self._reason = selector, "", "selector"
-
-    @property
-    def retry(self) -> float:
-        """Seconds after which a kind that may not be read is tried again."""
-        return self._timing.retry
 
     def refuse(self, problem: ApiError) -> None:
         """Take note of a failure that `list` raised."""
@@ -266,7 +242,7 @@ class Reflector:
         parts: list[bytes] = []
         size = 0
         async with self._get(query, self._timing.list_silence) as reply:
-            await _check(reply)
+            await check(reply)
             async for chunk in reply.chunks():
                 parts.append(chunk)
                 size += len(chunk)
@@ -295,7 +271,7 @@ class Reflector:
         began = time.monotonic()
         self._spoke = False
         async with self._get(query, silence) as reply:
-            await _check(reply)
+            await check(reply)
             self._well()
             lines = decode.Lines()
             async for chunk in reply.chunks():
@@ -450,11 +426,6 @@ class Reflector:
             again = problem.reason == self._reason and time.monotonic() - self._listed <= 10 * self._timing.brief
             return watching and (self._heard or not again)
         return watching and problem.code in ("cut", "timeout") and lasted >= self._timing.brief
-
-
-async def _check(reply: Reply) -> None:
-    if reply.status != 200:
-        raise failures.from_answer(reply.status, await reply.error(), reply.retry_after)
 
 
 def _printable(text: str) -> str:

@@ -90,7 +90,7 @@ class ClusterSource:
         if self.synced:
             return []
         return [
-            f"{one.title}: {_words(one) if one.problem else 'not read yet'}"
+            f"{one.title}: {self._words(one) if one.problem else 'not read yet'}"
             for one in self._reflectors()
             if not self._known(one)
         ]
@@ -102,7 +102,9 @@ class ClusterSource:
             why = away[0].problem.text if away[0].problem else ""
             kept = "; the last objects are kept" if self.synced else ""
             lines.append(f"{self._api.place} cannot be reached since {_moment(min(one.since for one in away))}: {why}{kept}")
-        lines += [f"{one.title}: {_words(one)}" for one in self._reflectors() if one.problem is not None and one not in away]
+        lines += [
+            f"{one.title}: {self._words(one)}" for one in self._reflectors() if one.problem is not None and one not in away
+        ]
         return lines
 
     def to_plain(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class ClusterSource:
                 one.refuse(problem)
                 degrades = (problem.code == "403" and not one.kind.required) or (problem.code == "404" and one.kind.optional)
                 if not degrades:
-                    raise ClusterError(self._api.place, f"{one.title}: {_words(one)}")
+                    raise ClusterError(self._api.place, f"{one.title}: {self._words(one)}")
             elif problem is not None:
                 raise problem
 
@@ -193,6 +195,20 @@ class ClusterSource:
 
     def _troubled(self, code: str) -> list[Reflector]:
         return [one for one in self._reflectors() if one.problem is not None and one.problem.code == code]
+
+    def _words(self, one: Reflector) -> str:
+        """What is wrong with a kind, and what helps."""
+        problem = one.problem
+        if problem is None:
+            return ""
+        kept = " The last objects are kept." if one.outcome is Outcome.LISTED else ""
+        again = f"; tried again every {self._timing.retry:.0f} s" if self._group is not None else ""
+        if problem.code == "403":
+            role = f"a Role in {one.namespace}" if one.namespace else "the ClusterRole"
+            return f"{problem.text}: give {role} list and watch{again}.{kept}"
+        if problem.code == "404":
+            return f"not installed{again}.{kept}"
+        return f"{problem.text}{'.' if kept else ''}{kept}"
 
     # What the reflectors tell
 
@@ -291,21 +307,6 @@ class ClusterSource:
                 return reply.status
         except ApiError:
             return 0
-
-
-def _words(one: Reflector) -> str:
-    """What is wrong with a kind, and what helps."""
-    problem = one.problem
-    if problem is None:
-        return ""
-    kept = " The last objects are kept." if one.outcome is Outcome.LISTED else ""
-    again = f"tried again every {one.retry:.0f} s"
-    if problem.code == "403":
-        role = f"a Role in {one.namespace}" if one.namespace else "the ClusterRole"
-        return f"{problem.text}: give {role} list and watch; {again}.{kept}"
-    if problem.code == "404":
-        return f"not installed; {again}.{kept}"
-    return f"{problem.text}{'.' if kept else ''}{kept}"
 
 
 def _moment(seconds: float) -> str:

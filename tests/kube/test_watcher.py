@@ -94,8 +94,7 @@ async def test_the_api_server_goes_away_and_comes_back(w):
     lists = len([one for one in w.server.requests if one.verb == "list" and one.path != "/readyz"])
     w.told.clear()
     await w.server.stop()
-    await w.until(source.problems)
-    assert len(source.problems()) == 1
+    await w.until(lambda: len(source.problems()) == 1 and "refused" in source.problems()[0])
     assert source.problems()[0].endswith("Connection refused; the last objects are kept")
     assert source.synced and source.waiting() == []
     assert w.view.count("Service") == 1
