@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,7 @@ def look() -> Look | None:
     return Look(time.monotonic(), bindings, dump) if (first, second) == (200, 200) else None
 
 
-def quiet(host: str, seconds: float, alive: Any) -> Look:
+def quiet(host: str, seconds: float, alive: Callable[[], None]) -> Look:
     """The first look at which both serve the mark `host` and Envoy has nothing half done. Raises AssertionError."""
     seen: list[str] = []
 
