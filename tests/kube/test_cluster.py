@@ -156,6 +156,29 @@ async def test_a_certificate_of_somebody_else_is_not_accepted(secure, tmp_path, 
     await other.stop()
 
 
+async def test_a_cluster_whose_certificate_is_not_to_be_looked_at(secure, tmp_path, opened):
+    settings = secure.kubeconfig(tmp_path)
+    written = json.loads((tmp_path / "kubeconfig").read_text())
+    written["clusters"][0]["cluster"] = {"server": secure.url, "insecure-skip-tls-verify": True}
+    (tmp_path / "kubeconfig").write_text(json.dumps(written))
+    assert (await ask(opened(settings)))[0] == 200
+
+
+async def test_a_token_that_is_gone_for_a_while(secure, tmp_path, opened, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(secure.port))
+    account = secure.account(tmp_path / "account")
+    api = opened(ClusterSettings(), account=account)
+    await ask(api)
+    (account / "token").unlink()
+    assert api.outdated()
+    with pytest.raises(ApiError, match="Service token file does not exist") as found:
+        await ask(api)
+    assert found.value.code == "config"
+    secure.account(account)
+    assert (await ask(api))[0] == 200
+
+
 async def test_a_pod(secure, tmp_path, opened, monkeypatch):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(secure.port))
