@@ -57,23 +57,28 @@ def records(section: list[dns.rrset.RRset]) -> list[Record]:
     )
 
 
-def ask(server: str, name: str, kind: str, *, tcp: bool = False, dnssec: bool = False, timeout: float = 5.0) -> Answer:
-    """Asks once. `dnssec`: with EDNS and DO=1; otherwise without EDNS. Raises TimeoutError, ConnectionRefusedError."""
+def ask(
+    server: str, name: str, kind: str, *, tcp: bool = False, dnssec: bool = False, timeout: float = 5.0, client: str = ""
+) -> Answer:
+    """Asks once. `dnssec`: with EDNS and DO=1; otherwise without EDNS. `client`: another address to ask from.
+
+    Raises TimeoutError, ConnectionRefusedError.
+    """
     query = dns.message.make_query(dns.name.from_text(name), kind, want_dnssec=dnssec, use_edns=0 if dnssec else False)
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     began = time.monotonic()
-    with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as client:
-        client.settimeout(timeout)
-        client.bind((cluster.CLIENT[family == socket.AF_INET6], 0))
-        client.connect((server, 53))
+    with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as connection:
+        connection.settimeout(timeout)
+        connection.bind((client or cluster.CLIENT[family == socket.AF_INET6], 0))
+        connection.connect((server, 53))
         packet = query.to_wire()
         if tcp:
-            client.sendall(struct.pack("!H", len(packet)) + packet)
-            (length,) = struct.unpack("!H", _exactly(client, 2))
-            wire = _exactly(client, length)
+            connection.sendall(struct.pack("!H", len(packet)) + packet)
+            (length,) = struct.unpack("!H", _exactly(connection, 2))
+            wire = _exactly(connection, length)
         else:
-            client.send(packet)
-            wire = client.recv(65535)
+            connection.send(packet)
+            wire = connection.recv(65535)
     seconds = time.monotonic() - began
     message = dns.message.from_wire(wire)
     assert query.is_response(message), f"not a reply to {name} {kind}: {message}"
