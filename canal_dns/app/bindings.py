@@ -133,15 +133,20 @@ class Bindings:
             self._changed_at = time.monotonic() if arrived is None else arrived
         self._changed.set()
 
-    def reconfigure(self, new: Settings) -> None:
-        """Take over what has changed in the settings; the old source stays in force until a new one is read."""
+    def feed_for(self, new: Settings) -> Feed | None:
+        """What `reconfigure` has to be given: another feed, where these settings need one. Raises ClusterError."""
+        old = self._settings
+        # Of a cluster only the objects of its own gateways are read.
+        other_gateways = new.source.cluster is not None and new.binding.gateways != old.binding.gateways
+        return Feed(new.source, new.binding, self._counters) if new.source != old.source or other_gateways else None
+
+    def reconfigure(self, new: Settings, feed: Feed | None) -> None:
+        """Take over what has changed in the settings; the old source stays in force until that of `feed` is read."""
         old, self._settings = self._settings, new
         self.publisher.settle = new.binding.settle
         self.saver.reconfigure(new.snapshot)
-        # Of a cluster only the objects of its own gateways are read.
-        other_gateways = new.source.cluster is not None and new.binding.gateways != old.binding.gateways
-        if new.source != old.source or other_gateways:
-            self._incoming = Feed(new.source, new.binding, self._counters)
+        if feed is not None:
+            self._incoming = feed
             self._feeds_changed.set()
         elif new.binding != old.binding:
             if self._incoming is not None:

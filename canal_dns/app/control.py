@@ -243,8 +243,9 @@ class Control:
         self.counters["canal_dns_config_last_reload_success_timestamp_seconds"][()] = time.time()
 
     async def _apply(self, new: Settings) -> None:
-        """Change what differs. Raises ListenError, ConfigError; then nothing has changed."""
+        """Change what differs. Raises ListenError, ConfigError, ClusterError; then nothing has changed."""
         old, admin = self.settings, self._admin
+        feed = self.bindings.feed_for(new)
         if (old.listen.workers == 0) != (new.listen.workers == 0):
             raise ConfigError("workers", new.listen.workers, "a change between 0 and worker processes needs a restart")
         if new.source != old.source and new.zone.cluster_domain != old.zone.cluster_domain:
@@ -269,7 +270,7 @@ class Control:
         self._admin = admin
         self.settings = new
         self._on_log_settings(new.log)
-        self.bindings.reconfigure(new)
+        self.bindings.reconfigure(new, feed)
 
     # -- what others ask --------------------------------------------------------------------------------------------------
 

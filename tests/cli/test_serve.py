@@ -288,3 +288,16 @@ def test_what_cannot_change_live_says_so(config):
         config(more="clusterDomain: other.example\n", manifests="/nonexistent")
         assert "it cannot change together with `source`" in server.error_with("was not taken over")
         assert server.addresses(HELLO) == ["10.96.9.9"]
+
+
+def test_a_cluster_that_cannot_be_configured_is_refused_and_nothing_changes(config, tmp_path):
+    path = config()
+    with Configured(path) as server:
+        server.ready()
+        fresh = tmp_path / "fresh"
+        fresh.write_text(path.read_text().replace(f"manifests: {DEMO}", "cluster: {kubeconfig: /nonexistent}") + "ttl: 9\n")
+        fresh.write_text(fresh.read_text().replace("ttl: 5\n", ""))
+        fresh.replace(path)
+        assert "kubeconfig /nonexistent: no such file" in server.error_with("was not taken over")
+        assert server.ask(HELLO).answer[0].ttl == 5
+        assert server.get("/ready")[0] == 200
