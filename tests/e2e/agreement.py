@@ -10,6 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ _FORGIVEN = "get 503 on routes where"
 """In a warning: with `portGuard: warn` a port counts that Envoy answers with 503."""
 _NO_SERVICE = "there is no Service for"
 """In a message."""
+
+_REFUSES = re.compile(r"Envoy refuses port (\d+):")
 
 
 # --- quiet ----------------------------------------------------------------------------------------------------------------
@@ -114,6 +117,12 @@ def said_of(bindings: Mapping[str, Any]) -> dict[str, Said]:
         forgiven = any(_FORGIVEN in warning for warning in one["warnings"])
         found[one["name"]] = Said(True, tuple(one["ports"]), tuple(one["claims"]), forgiven=forgiven)
     return found
+
+
+def refused_ports(bindings: Mapping[str, Any]) -> set[int]:
+    """The ports of which canal-dns says that Envoy refuses what istiod wants there."""
+    found = (_REFUSES.match(one["message"]) for one in bindings["problems"])
+    return {int(one[1]) for one in found if one}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ DESTINATION, HOST = "destination", "host"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MOST_TRIES = 1500
 """Requests that are tried before a route counts as never reached."""
+_EVERYWHERE = "0.0.0.0_"
+"""How istiod begins the names of listeners: the port follows."""
 _AUTHORITY = (":authority", "host")
 
 
@@ -87,8 +89,8 @@ class Programmed:
         self.clusters: set[str] = set()
         self.warming: list[str] = []
         """Listeners and clusters that Envoy has got and does not use yet."""
-        self.refused: list[str] = []
-        """Listeners and clusters whose last version Envoy refused: it goes on with the one before."""
+        self.refused: dict[str, str] = {}
+        """Listeners and clusters whose last version Envoy refused, and why: it goes on with the one before."""
         for config in dump.get("configs", []):
             getattr(self, f"_read_{config['@type'].rpartition('.')[2]}", lambda _: None)(config)
 
@@ -99,7 +101,7 @@ class Programmed:
     def _read_ListenersConfigDump(self, config: Json) -> None:  # noqa: N802
         for one in config.get("dynamic_listeners", []):
             if "error_state" in one:
-                self.refused.append(f"{one.get('name')}: {one['error_state'].get('details')}")
+                self.refused[str(one.get("name"))] = str(one["error_state"].get("details"))
             if "warming_state" in one:
                 self.warming.append(str(one.get("name")))
             if "active_state" in one:
@@ -108,10 +110,15 @@ class Programmed:
     def _read_ClustersConfigDump(self, config: Json) -> None:  # noqa: N802
         for one in config.get("dynamic_active_clusters", []):
             if "error_state" in one:
-                self.refused.append(f"{one.get('cluster', {}).get('name')}: {one['error_state'].get('details')}")
+                self.refused[str(one.get("cluster", {}).get("name"))] = str(one["error_state"].get("details"))
             else:
                 self.clusters.add(one["cluster"]["name"])
         self.warming += [one["cluster"]["name"] for one in config.get("dynamic_warming_clusters", []) if "cluster" in one]
+
+    @property
+    def refused_ports(self) -> set[int]:
+        """Where something else is in force than istiod wants."""
+        return {int(name.removeprefix(_EVERYWHERE)) for name in self.refused if name.startswith(_EVERYWHERE)}
 
     # --- who gets what ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.agreement import Look, Said, apart, compare, said_of
+from tests.e2e.agreement import Look, Said, apart, compare, refused_ports, said_of
 from tests.e2e.programmed import DESTINATION, HOST, Programmed, Request, Served, Way, host_of
 
 WEB, CART = "web.shop.svc.cluster.local", "cart.shop.svc.cluster.local"
@@ -139,9 +139,10 @@ def test_the_witness_takes_the_way() -> None:
 def test_what_is_half_done_and_what_is_refused_is_told() -> None:
     made = dump()
     listener = made["configs"][1]["dynamic_listeners"][0]
-    listener |= {"warming_state": {}, "error_state": {"details": "no"}}
+    listener |= {"name": "0.0.0.0_80", "warming_state": {}, "error_state": {"details": "no"}}
     programmed = Programmed(made)
-    assert (programmed.warming, programmed.refused) == (["80"], ["80: no"])
+    assert (programmed.warming, programmed.refused) == (["0.0.0.0_80"], {"0.0.0.0_80": "no"})
+    assert programmed.refused_ports == {80}
     assert host_of("outbound_.80_._.web") == ""
 
 
@@ -189,6 +190,11 @@ def test_bindings_are_read_with_their_reasons() -> None:
     assert not said_of(said)[WEB].comparable
     said["skipped"][0] |= {"reason": "TargetNotFound", "message": f"there is no Service for {WEB}"}
     assert said_of(said)[WEB].absent
+
+
+def test_ports_that_envoy_refuses_are_told() -> None:
+    problems = [{"message": "Envoy refuses port 8443: two chains"}, {"message": "Envoy refuses it, and with it every route"}]
+    assert refused_ports({"problems": problems}) == {8443}
 
 
 IN, OUT = json.dumps(dump(route(TO_WEB))), json.dumps(dump())
