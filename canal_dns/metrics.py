@@ -95,7 +95,7 @@ METRICS = (
     Metric(
         "canal_dns_source_errors_total",
         _COUNTER,
-        "Requests to the API server that failed: its status, or connect, timeout, cut, decode.",
+        "Requests to the API server that failed: its status, or config, connect, timeout, cut, decode.",
         ("kind", "code"),
     ),
     Metric("canal_dns_source_broken_files", _GAUGE, "Files whose last good objects are kept because they cannot be read now."),

@@ -109,15 +109,11 @@ class ClusterSource:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            "place": self.place,
-            "synced": self.synced,
-            "waiting": self.waiting(),
-            "problems": self.problems(),
             "kinds": {
                 name: {
                     "outcome": "/".join(sorted({"idle" if self._idles(one) else one.outcome.value for one in of_kind})),
                     "objects": self._sink.count(name),
-                    "last_event": max(one.last_event for one in of_kind) or None,
+                    "lastEvent": max(one.last_event for one in of_kind) or None,
                 }
                 for name, of_kind in self._by_kind().items()
             },

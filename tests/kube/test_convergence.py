@@ -217,7 +217,7 @@ class Server(RuleBasedStateMachine):
                 assert not self.world.view.unavailable
             except TimeoutError:
                 assert self.held() == self.wanted(), self.source.to_plain()
-                raise AssertionError(self.source.to_plain()) from None
+                raise AssertionError(self.source.problems()) from None
             finally:
                 for task in self.world.tasks:
                     task.cancel()

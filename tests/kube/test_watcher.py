@@ -305,6 +305,6 @@ async def test_observe(w):
 async def test_to_plain(w):
     source = await in_step(w)
     plain = source.to_plain()
-    assert (plain["place"], plain["synced"], plain["waiting"], plain["problems"]) == (source.place, True, [], [])
+    assert (source.synced, source.waiting(), source.problems()) == (True, [], [])
     assert set(plain["kinds"]) == set(KINDS)
-    assert plain["kinds"]["Pod"] == {"outcome": "listed", "objects": 1, "last_event": pytest.approx(time.time(), abs=30)}
+    assert plain["kinds"]["Pod"] == {"outcome": "listed", "objects": 1, "lastEvent": pytest.approx(time.time(), abs=30)}
