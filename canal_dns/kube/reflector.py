@@ -99,6 +99,7 @@ class Reflector:
         """Something was heard since the last list."""
         self._spoke = False
         """Something was heard in this watch."""
+        self._was_away = False
         self._listed = 0.0
         self._failures = 0
         self._complained = -COMPLAINT_INTERVAL
@@ -139,6 +140,8 @@ class Reflector:
         began = time.monotonic()
         watching = bool(self._from)
         try:
+            if watching and self._was_away and await self._restored():
+                self._from, self._reason, watching = "", "restored", False
             if watching:
                 await self._watch()
             else:
@@ -227,6 +230,7 @@ class Reflector:
             if (namespace, name) not in seen and self.namespace in ("", namespace):
                 changed |= self._view.delete(kind, namespace, name)
         self._from = page.version
+        self._was_away = False
         self._heard = False
         self._listed = time.monotonic()
         self.outcome = Outcome.LISTED
@@ -236,9 +240,18 @@ class Reflector:
         if first or changed:
             self._told(None if first else arrived)
 
-    async def _part(self, token: str) -> tuple[decode.Page, float]:
+    async def _restored(self) -> bool:
+        """Is the server's newest version older than the one that we know? Then etcd was restored from a backup: a watch from
+        ours would be silent until the server comes to it once more, and never tell what was undone. Raises ApiError."""
+        page, _ = await self._part("", 1)
+        self._was_away = False
+        # Versions may be compared as numbers (KEP-5504); where they are none, silence tells.
+        known = page.version.isdecimal() and self._from.isdecimal()
+        return known and int(page.version) < int(self._from)
+
+    async def _part(self, token: str, limit: int = 0) -> tuple[decode.Page, float]:
         """One part of the list, and when its end arrived. Raises ApiError."""
-        query = {"limit": str(self._page)} | ({"continue": token} if token else {})
+        query = {"limit": str(limit or self._page)} | ({"continue": token} if token else {})
         parts: list[bytes] = []
         size = 0
         async with self._get(query, self._timing.list_silence) as reply:
@@ -385,6 +398,7 @@ class Reflector:
         """Remember what went wrong; how many seconds to wait."""
         timing = self._timing
         self._counters["canal_dns_source_errors_total"][(self.kind.name, problem.code)] += 1
+        self._was_away |= problem.code == "connect"
         pause = self._backoff.pause(time.monotonic()) if not self._at_once(problem, watching, lasted) else 0.0
         if problem.reason:
             self._from, self._reason = "", problem.reason

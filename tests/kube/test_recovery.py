@@ -51,6 +51,38 @@ async def test_a_failure_after_the_server_came_back_is_a_first_one(w):
     await w.until(w.agrees)
 
 
+async def test_an_etcd_that_was_restored_while_the_server_was_away(w):
+    """K4: a watch from a version that the server will only reach some day would say nothing, or leave out what was undone."""
+    put(w, "a")
+    one = await synced(w)
+    put(w, "undone", "undone-too")
+    await w.until(w.agrees)
+    await w.server.stop()
+    await w.until(lambda: one.problem is not None and one.problem.code == "connect")
+    for name in ("undone", "undone-too"):
+        w.server.delete("Service", "default", name)
+    w.server.rewind(2)
+    await w.server.start()
+    one.wake()
+    await w.until(w.agrees)
+    assert w.count("relists_total", "Service", "restored") == 1
+    put(w, "later")
+    await w.until(w.agrees)
+
+
+async def test_a_server_that_was_away_is_asked_for_its_version_and_no_more(w):
+    put(w, *"abcde")
+    one = await synced(w)
+    await w.server.stop()
+    await w.until(lambda: one.problem is not None and one.problem.code == "connect")
+    put(w, "f")
+    await w.server.start()
+    one.wake()
+    await w.until(w.agrees)
+    assert [request.query["limit"] for request in w.server.asked("services", "list")] == ["3", "3", "1"]
+    assert w.count("relists_total", "Service", "restored") == 0
+
+
 # A server that is only starting refuses everybody: it has not read yet who may do what (kube-apiserver's RBAC).
 
 
