@@ -79,6 +79,11 @@ def host_of(cluster: str) -> str:
     return parts[3] if len(parts) == 4 else ""
 
 
+def authority(name: str, port: int, *, tls: bool) -> str:
+    """What clients send as Host: the port is left out where it is the scheme's own."""
+    return name if port == (443 if tls else 80) else f"{name}:{port}"
+
+
 class Programmed:
     """One `/config_dump`. `samples`: texts that a regular expression takes, for all that may occur."""
 
@@ -133,18 +138,25 @@ class Programmed:
                     served.ways += self._ways(listener, place["port_value"], name)
         return {name: served for name, served in found.items() if served.ways}
 
-    def speaks_tls(self, port: int) -> bool | None:
-        """Whether a port takes TLS only; None: nothing listens."""
+    def asked(self, port: int) -> list[bool]:
+        """How clients may ask at a port: in plain text (False), by TLS (True)."""
+        ways = set()
         for listener in self.listeners:
             if listener["address"]["socket_address"]["port_value"] == port:
-                return _plain_chain(_chains(listener)) is None
-        return None
+                chains, inspects = _chains(listener), _inspects(listener)
+                plain = _plain_chain(chains)
+                if inspects or any("transport_socket" in one for one in chains):
+                    ways.add(True)
+                # a connection without a server name to where one decides is none of a client that asks for a name
+                if plain is not None and "transport_socket" not in plain and not (inspects and _proxied(plain)):
+                    ways.add(False)
+        return sorted(ways)
 
     def _ways(self, listener: Json, port: int, name: str) -> Iterator[Way]:
         chains = _chains(listener)
         by_name = _chain_of(chains, name)
         plain = _plain_chain(chains)
-        inspects = any("tls_inspector" in one["name"] for one in listener.get("listener_filters", []))
+        inspects = _inspects(listener)
         for tls, chain in ((False, plain), (True, by_name)):
             if chain is None:
                 continue
@@ -180,11 +192,16 @@ class Programmed:
             known = tuple(one for one in _clusters_of(route) if one in self.clusters)
             own = any(host_of(one) == name for one in known)
             if known and (own or exact):
-                witness = self._reach.witness(routes, index, name, tls)
+                witness = self._reach.witness(routes, index, authority(name, port, tls=tls), tls)
                 if witness is not None:
                     claims = {HOST} if exact else set()
                     claims |= {DESTINATION} if own else set()
                     yield Way(port, tls, True, route.get("name", ""), known, frozenset(claims), witness)
+
+
+def _inspects(listener: Json) -> bool:
+    """It looks for a TLS server name."""
+    return any("tls_inspector" in one["name"] for one in listener.get("listener_filters", []))
 
 
 def _chains(listener: Json) -> list[Json]:
@@ -263,18 +280,18 @@ class _Reach:
     def __init__(self, samples: Mapping[str, Sequence[str]]) -> None:
         self._samples = samples
 
-    def witness(self, routes: list[Json], index: int, name: str, tls: bool) -> Request | None:
+    def witness(self, routes: list[Json], index: int, asked: str, tls: bool) -> Request | None:
         """The same lists of routes come again and again, so what was found for them is kept."""
         text = json.dumps([one["match"] for one in routes[: index + 1]], sort_keys=True)
-        key = (text, name if any(f'"{one}"' in text for one in _AUTHORITY) else "", tls)
+        key = (text, asked if any(f'"{one}"' in text for one in _AUTHORITY) else "", tls)
         if key not in _WITNESSES:
-            _WITNESSES[key] = self._find([one["match"] for one in routes[: index + 1]], name, tls)
+            _WITNESSES[key] = self._find([one["match"] for one in routes[: index + 1]], asked, tls)
         return _WITNESSES[key]
 
-    def _find(self, matches: list[Json], name: str, tls: bool) -> Request | None:
+    def _find(self, matches: list[Json], authority: str, tls: bool) -> Request | None:
         *before, wanted = matches
         for request in self._requests(matches, wanted):
-            asked = _Asked(request, name, tls)
+            asked = _Asked(request, authority, tls)
             if asked.meets(wanted) and not any(map(asked.meets, before)):
                 return request
         return None
@@ -349,12 +366,12 @@ def _combinations(choices: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
 @dataclass(frozen=True, slots=True)
 class _Asked:
     request: Request
-    name: str
+    authority: str
     tls: bool
 
     def meets(self, match: Json) -> bool:
         request = self.request
-        fields = dict(request.headers) | dict.fromkeys(_AUTHORITY, self.name)
+        fields = dict(request.headers) | dict.fromkeys(_AUTHORITY, self.authority)
         fields |= {":method": request.method, ":scheme": "https" if self.tls else "http"}
         query = dict(request.query)
         return (

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.processes import until
-from tests.e2e.programmed import DESTINATION, Request, Served, Way
+from tests.e2e.programmed import DESTINATION, Request, Served, Way, authority
 
 
 class Pods:
@@ -102,7 +102,7 @@ def ask(address: str, port: int, name: str, request: Request, *, tls: bool = Fal
     query = "&".join(f"{key}={value}" for key, value in request.query)
     lines = [
         f"{request.method} {request.path}{f'?{query}' if query else ''} HTTP/1.1",
-        f"Host: {name}",
+        f"Host: {authority(name, port, tls=tls)}",
         f"X-ID: {ident}",
         "Content-Length: 0",
         "Connection: close",

@@ -126,6 +126,8 @@ class Step:
     looks: list[Look]
     """Since the step before; the last one is the quiet one."""
     programmed: Programmed
+    ports: list[int]
+    """Those of the gateway where Envoy does what istiod wants."""
     served: dict[str, Served]
     compared: Comparison
 
@@ -164,7 +166,7 @@ class Run:
         ports = [port for port in GATEWAY_PORTS if port not in programmed.refused_ports]
         served = programmed.served(self.inventor.names, ports)
         compared = agreement.compare(now.said(), served, self.inventor.there())
-        step = Step(number, done, looks, programmed, served, compared)
+        step = Step(number, done, looks, programmed, ports, served, compared)
         self.count(compared)
         for name, told in compared.differences.items():
             self.tell(step, f"{name}: {told}\n{served.get(name)}\n{self.dns.explain(name)[1]}")
@@ -255,11 +257,10 @@ class Run:
         for name in self.chance.sample(skipped, min(2, len(skipped))):
             if mesh.VIP in ask(cluster.CANAL_DNS[0], name, "A").addresses():
                 self.tell(step, f"{name} is skipped, and its address is the VIP")
-            for port in GATEWAY_PORTS:
-                tls = step.programmed.speaks_tls(port)
-                known = tls is not None and port not in step.programmed.refused_ports
-                if known and (problem := self.prover.not_served(mesh.VIP, name, port, tls=bool(tls))):
-                    self.tell(step, f"request for the skipped {name}: {problem}")
+            for port in step.ports:
+                for tls in step.programmed.asked(port):
+                    if problem := self.prover.not_served(mesh.VIP, name, port, tls=tls):
+                        self.tell(step, f"request for the skipped {name}: {problem}")
 
     def enforce(self, step: Step) -> None:
         """The default `portGuard` on the quiet cluster, taken over live: bound is what is served on all its ports."""

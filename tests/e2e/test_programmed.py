@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.agreement import Look, Said, apart, compare, refused_ports, said_of
-from tests.e2e.programmed import DESTINATION, HOST, Programmed, Request, Served, Way, host_of
+from tests.e2e.programmed import DESTINATION, HOST, Programmed, Request, Served, Way, authority, host_of
 
 WEB, CART = "web.shop.svc.cluster.local", "cart.shop.svc.cluster.local"
 TO_WEB, TO_CART = f"outbound|80||{WEB}", f"outbound|80||{CART}"
@@ -134,6 +134,36 @@ def test_the_witness_takes_the_way() -> None:
     (way,) = Programmed(made).served([WEB], [80])[WEB].ways
     assert (way.request.headers, way.hosts) == ((("x-user", "jason"),), {WEB})
     assert not way.request.path.startswith("/a")
+
+
+def test_the_authority_has_the_port_unless_it_is_the_schemes_own() -> None:
+    own = route(TO_CART, prefix="/", headers=[{"name": ":authority", "string_match": {"exact": WEB}}])
+    made = dump(own, route(TO_WEB))
+    assert served(made) == []
+    made["configs"][1]["dynamic_listeners"][0]["active_state"]["listener"]["address"]["socket_address"]["port_value"] = 5000
+    assert Programmed(made).served([WEB], [5000])[WEB].ports == [5000]
+    assert authority(WEB, 443, tls=True) == WEB
+    assert authority(WEB, 80, tls=True) == f"{WEB}:80"
+
+
+@pytest.mark.parametrize(
+    ("chains", "asked"),
+    [
+        ((http(),), [False]),
+        ((http(tls=True),), [True]),
+        ((http(), chain("tcp_proxy", {"cluster": TO_WEB}, names=(WEB,))), [False, True]),
+        ((chain("tcp_proxy", {"cluster": TO_WEB}, names=(WEB,)),), [True]),
+        ((chain("tcp_proxy", {"cluster": TO_WEB}),), [True]),
+    ],
+    ids=["http", "https", "http and passthrough", "passthrough", "passthrough of all names"],
+)
+def test_how_a_port_is_asked(chains: tuple[dict[str, Any], ...], asked: list[bool]) -> None:
+    made = dump(chains=chains)
+    listener = made["configs"][1]["dynamic_listeners"][0]["active_state"]["listener"]
+    if True in asked:
+        listener["listener_filters"] = [{"name": "envoy.filters.listener.tls_inspector"}]
+    assert Programmed(made).asked(80) == asked
+    assert Programmed(made).asked(81) == []
 
 
 def test_what_is_half_done_and_what_is_refused_is_told() -> None:
