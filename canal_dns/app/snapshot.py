@@ -11,6 +11,7 @@ The file: one line `canal-dns-table FORMAT SHA256 OCTETS`, then as many octets o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -77,7 +78,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
     """Put the snapshot in the place of the one before, at one blow. Blocks. Raises SnapshotError."""
     body = msgspec.json.encode(snapshot)
     head = f"{MAGIC} {FORMAT} {hashlib.sha256(body).hexdigest()} {len(body)}\n".encode()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.parent / f".{path.name}.{os.getpid()}"
     try:
         with draft.open("wb") as file:
             file.write(head + body)
@@ -86,7 +87,9 @@ def write(path: Path, snapshot: Snapshot) -> None:
         draft.replace(path)
         _sync_folder(path.parent)
     except OSError as problem:
-        draft.unlink(missing_ok=True)
+        # Where a file cannot be made, it may not be possible to take one away either: a read-only disk refuses before it looks.
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise SnapshotError(str(path), f"it cannot be written: {problem.strerror}") from None
 
 

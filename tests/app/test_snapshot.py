@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import errno
+import os
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -130,6 +133,22 @@ def test_a_clock_that_is_a_little_behind_does_no_harm(path):
 def test_where_it_cannot_be_written_is_told(tmp_path):
     with pytest.raises(SnapshotError, match="it cannot be written: No such file or directory"):
         snapshot.write(tmp_path / "nowhere" / "table", SAVED)
+
+
+def test_a_disk_that_refuses_everything_is_told(path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(SnapshotError, match="Read-only file system"):
+        snapshot.write(path, SAVED)
+
+
+@pytest.mark.parametrize("path", ["/", "/dev/null/table"])
+def test_a_path_that_is_no_place_for_a_file_is_told(path):
+    with pytest.raises(SnapshotError, match="it cannot be written"):
+        snapshot.write(Path(path), SAVED)
 
 
 def test_a_failed_write_leaves_the_file_before_as_it_was(path, monkeypatch):
