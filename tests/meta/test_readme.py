@@ -12,6 +12,7 @@ import yaml
 
 from canal_dns.app.config import Configuration
 from canal_dns.cli import main, options
+from tests.meta import prose
 from tests.process import Process
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,19 @@ def test_every_command_parses_and_those_that_end_succeed(argv, monkeypatch, caps
     else:
         assert main(argv) == 0
         assert capsys.readouterr().out
+
+
+def test_what_it_does_in_a_cluster_is_what_install_md_does():
+    """There the commands run on a real cluster (tests/e2e/test_docs.py); Helm's with the values of that cluster behind it."""
+    wanted = [
+        line
+        for block in prose.blocks(ROOT / "README.md")
+        if block.kind in ("cluster", "helm")
+        for line in block.text.splitlines()
+    ]
+    run = [block.text for block in prose.blocks(ROOT / "docs" / "install.md") if block.kind in ("cluster", "helm")]
+    assert len(wanted) == 3
+    assert [line for line in wanted if not any(line in text for text in run)] == []
 
 
 def test_make_targets_exist():
