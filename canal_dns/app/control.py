@@ -122,13 +122,14 @@ class Control:
         failed = False
         try:
             self.bindings.restore()
+            # What takes longest begins first: objects are read while the workers start.
+            tasks = {asyncio.create_task(self.bindings.follow(), name="source")}
             if not await self._started():
                 return 0
             self._admin = await self._start_admin(self.settings.health.admin)
             self._note_load()
             self._announce_listening()
-            tasks = {
-                asyncio.create_task(self.bindings.follow(), name="source"),
+            tasks |= {
                 asyncio.create_task(self.bindings.publish(), name="publish"),
                 asyncio.create_task(self.bindings.saver.run(), name="snapshot"),
                 asyncio.create_task(self._follow_config(), name="config"),
