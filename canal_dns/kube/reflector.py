@@ -75,8 +75,8 @@ class Reflector:
         """What is wrong now."""
         self.since = 0.0
         """Since when, in seconds since 1970."""
-        self.refused = 0.0
-        """When (monotonic) it was last said that it may not be read."""
+        self.refused = 0.0, 0.0
+        """When (monotonic) it was said first, and last, that it may not be read or is not there."""
         self.last_event = 0.0
         """Seconds since 1970: the last list, event or bookmark."""
         self._api = api
@@ -404,8 +404,8 @@ class Reflector:
             self._from, self._reason = "", problem.reason
         elif problem.code in ("403", "404") and (problem.code == "403" or self.kind.optional):
             self._from, self._reason = "", "available"
-            if problem.code == "403":
-                self.refused = time.monotonic()
+            again = self.problem is not None and self.problem.code == problem.code
+            self.refused = (self.refused[0] if again else time.monotonic()), time.monotonic()
             if self.outcome is not Outcome.LISTED:
                 outcome = Outcome.DENIED if problem.code == "403" else Outcome.MISSING
                 before, self.outcome = self.outcome, outcome

@@ -180,7 +180,7 @@ class ClusterSource:
     def _known(self, one: Reflector) -> bool:
         """Is there nothing to wait for any more?"""
         if one.outcome is Outcome.DENIED:
-            return not one.kind.required and self._doubt is None and one.refused >= self._ready
+            return not one.kind.required and self._doubt is None and one.refused[1] >= self._ready
         if one.outcome is Outcome.UNKNOWN:
             return self._idles(one) and self._known(self._others[0])
         return True
@@ -268,7 +268,8 @@ class ClusterSource:
         while True:
             await asyncio.sleep(self._timing.attend)
             away = self._troubled("connect")
-            if away:
+            refused = [*self._troubled("403"), *self._troubled("404")]
+            if away or (self._doubt is None and any(one.refused[0] > self._ready for one in refused)):
                 self._begin_doubt()
             if self._doubt is None:
                 if not self.synced:
