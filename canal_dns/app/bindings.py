@@ -85,13 +85,16 @@ class Bindings:
             self.publisher.restore(answers)
             self._restored_at = time.monotonic()
 
-    def _taken(self) -> snapshot.Snapshot:
-        """What is answered now, to be saved."""
+    def _taken(self) -> snapshot.Snapshot | None:
+        """What is answered now, to be saved; None before objects were read: what was saved last is worth more."""
+        if not self.synced:
+            return None
         gateways = {name: bound.gateway for name, bound in self.feed.result.bound.items()}
         return snapshot.Snapshot(
             written=time.time(),
             version=__version__,
-            origin=_origin(self._settings.source),
+            # Of the feed in force: another source may be configured, and not read yet.
+            origin=_origin(self.feed.source_settings),
             cluster_domain=self._settings.zone.cluster_domain,
             names=snapshot.mapping_of(self.publisher.live, gateways),
             exempt=tuple(sorted(self._exempt)),

@@ -31,6 +31,7 @@ class Feed:
     def __init__(self, source: SourceSettings, settings: BindingSettings, counters: Counters) -> None:
         """`counters`: where the source counts what happens to it."""
         self.settings = settings
+        self.source_settings = source
         self.view = View()
         self.source = _source(source, settings, self.view, counters)
         self.result = Result()

@@ -27,7 +27,8 @@ RETRY = 30.0
 class Saver:
     """Writes what `take` gives to the file of the settings; without a file it does nothing."""
 
-    def __init__(self, settings: SnapshotSettings, take: Callable[[], snapshot.Snapshot], counters: Counters) -> None:
+    def __init__(self, settings: SnapshotSettings, take: Callable[[], snapshot.Snapshot | None], counters: Counters) -> None:
+        """`take` gives None while there is nothing that a restart should answer with."""
         self._path = settings.path
         self._take = take
         self._counters = counters
@@ -77,6 +78,8 @@ class Saver:
             return True
         self._due.clear()
         path, taken = self._path, self._take()
+        if taken is None:
+            return True
         writing = asyncio.ensure_future(asyncio.to_thread(snapshot.write, Path(path), taken))
         try:
             # A thread cannot be stopped: the next writer waits for it, or two would share a draft.

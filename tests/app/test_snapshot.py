@@ -213,6 +213,15 @@ async def test_another_path_gets_what_holds_now(tmp_path, counters):
     assert snapshot.read(tmp_path / "two") == SAVED
 
 
+async def test_a_file_stays_as_it_is_while_there_is_nothing_to_put_in_its_place(path, counters):
+    snapshot.write(path, SAVED)
+    keeper = saver(path, counters, lambda: None)
+    keeper.changed()
+    assert await keeper.save()
+    assert snapshot.read(path) == SAVED
+    assert counters["canal_dns_snapshot_writes_total"][("ok",)] == 0
+
+
 async def test_without_a_path_nothing_happens(counters):
     keeper = Saver(SnapshotSettings(), lambda: SAVED, counters)
     keeper.changed()

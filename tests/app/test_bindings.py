@@ -1,0 +1,89 @@
+"""The table of a source: what is saved of it, and what happens while another source is to replace it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import shutil
+
+import pytest
+
+from canal_dns.app import snapshot
+from canal_dns.app.bindings import Bindings
+from canal_dns.metrics import Counters
+from canal_dns.settings import SnapshotSettings, SourceSettings, parse
+from tests.process import DEMO
+
+HELLO = "helloworld.default.svc.cluster.local"
+
+
+class Plane:
+    """A data plane that takes everything."""
+
+    def publish(self, delta, generation, serial, *, full, since=None):
+        pass
+
+    def exempt(self, addresses):
+        pass
+
+
+@pytest.fixture
+def settings(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "manifests")
+    return parse(
+        {
+            "upstreams": ["127.0.0.1:9"],
+            "gateways": [{"service": "istio-system/internalgateway"}],
+            "source": {"manifests": str(tmp_path / "manifests")},
+            "snapshot": {"path": str(tmp_path / "table")},
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(settings):
+    bindings = Bindings(settings, Plane(), Counters(), lambda: None)
+    tasks = [asyncio.create_task(bindings.follow()), asyncio.create_task(bindings.publish())]
+    try:
+        yield bindings
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def of(settings, **source):
+    return dataclasses.replace(settings, source=SourceSettings(**source))
+
+
+async def reconfigured(bindings, settings):
+    bindings.reconfigure(settings, bindings.feed_for(settings))
+
+
+async def test_a_saved_table_is_not_overwritten_before_anything_was_read(settings, tmp_path):
+    async with running(settings) as bindings:
+        await until(lambda: bindings.synced)
+        assert await bindings.saver.save()
+    saved = (tmp_path / "table").read_bytes()
+    # It comes to a server that cannot read its objects by a reload, too.
+    away = dataclasses.replace(of(settings, manifests=str(tmp_path / "away")), snapshot=SnapshotSettings())
+    async with running(away) as bindings:
+        await reconfigured(bindings, dataclasses.replace(away, snapshot=settings.snapshot))
+        assert await bindings.saver.save()
+    assert (tmp_path / "table").read_bytes() == saved
+
+
+async def test_what_is_saved_goes_by_the_source_that_it_was_made_of(settings, tmp_path):
+    async with running(settings) as bindings:
+        await until(lambda: bindings.synced)
+        before = bindings.saver
+        await reconfigured(bindings, of(settings, manifests=str(tmp_path / "away")))
+        bindings.saver.changed()
+        assert await before.save()
+        saved = snapshot.read(tmp_path / "table")
+        assert (saved.origin, HELLO in saved.names) == (f"manifests {tmp_path / 'manifests'}", True)
