@@ -142,9 +142,13 @@ class ApiServer:
                 return True
             access = await self._read()
             if self._session is None or before is None or (access.tls, access.url) != (before.tls, before.url):
+                try:
+                    made = _session(self._configuration)
+                except (OSError, ValueError) as problem:
+                    raise ApiError("config", f"the certificates cannot be used: {problem}") from None
                 # Watches of the old connections end, and begin again with the new certificates.
                 await self._close()
-                self._session = _session(self._configuration)
+                self._session = made
             self._access = access
             self.place = access.url
             return before is None or (access.authorization, access.tls) != (before.authorization, before.tls)
@@ -194,7 +198,7 @@ class ApiServer:
                 expiry = getattr(loader, "exec_plugin_expiry", None)
                 if expiry is not None:
                     expires = max(expiry.timestamp() - EXPIRY_MARGIN, time.time() + EXPIRY_MARGIN / 6)
-                own = [part for part in self.settings.kubeconfig.split(os.pathsep) if part]
+                own = _at_home(self.settings.kubeconfig)
             else:
                 configuration = _in_cluster(self._config, self._account)
                 own = [str(self._account / "token")]
@@ -222,9 +226,9 @@ class ApiServer:
     def _kubeconfig(self) -> Any:
         """A loader of the kubeconfig as it is now. Raises ClusterError."""
         paths, context = self.settings.kubeconfig, self.settings.context
-        for path in filter(None, paths.split(os.pathsep)):
+        for path in _at_home(paths):
             try:
-                Path(path).expanduser().read_bytes()
+                Path(path).read_bytes()
             except OSError as problem:
                 raise ClusterError(f"kubeconfig {path}", (problem.strerror or str(problem)).lower()) from None
         try:
@@ -250,6 +254,10 @@ def _in_cluster(config: Any, account: Path) -> Any:
             "in-cluster configuration", f"{str(problem).rstrip('.')} (is this a pod with a service account?)"
         ) from None
     return configuration
+
+
+def _at_home(paths: str) -> list[str]:
+    return [str(Path(path).expanduser()) for path in paths.split(os.pathsep) if path]
 
 
 def _contents(file: str) -> bytes:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -221,6 +222,31 @@ async def test_a_ca_that_is_rotated(secure, tmp_path, opened, monkeypatch):
         await ask(api)
     secure.account(account)
     assert (await ask(api))[0] == 200
+
+
+async def test_a_ca_that_is_no_certificate_is_our_configuration(secure, tmp_path, opened, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(secure.port))
+    account = secure.account(tmp_path / "account")
+    api = opened(ClusterSettings(), account=account)
+    await ask(api)
+    (account / "ca.crt").write_text("-----BEGIN CERTI")
+    for _ in range(2):
+        with pytest.raises(ApiError, match="the certificates cannot be used") as found:
+            await ask(api)
+        assert found.value.code == "config"
+    secure.account(account)
+    assert (await ask(api))[0] == 200
+
+
+async def test_a_kubeconfig_at_home_that_changes_is_read_again(server, tmp_path, opened, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = Path(server.kubeconfig(tmp_path).kubeconfig)
+    api = opened(ClusterSettings(kubeconfig=f"~/{file.name}"))
+    await ask(api)
+    assert not api.outdated()
+    os.utime(file, (1, 1))
+    assert api.outdated()
 
 
 async def test_after_a_401_the_kubeconfig_is_read_again(server, tmp_path, opened):
