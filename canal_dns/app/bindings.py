@@ -33,6 +33,9 @@ log = logging.getLogger("canal_dns.app")
 TABLES_PER_SECOND, TABLES_AT_ONCE = 10.0, 20
 """How often the table changes under a flood of events, and how many changes in a row come without any delay."""
 
+LEFT_BEHIND = 1.0
+"""Seconds after which a source that was replaced has ended, and nothing is made of the rules before."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
@@ -108,18 +111,20 @@ class Bindings:
         try:
             while True:
                 wanted = [feed for feed in (self.feed, self._incoming) if feed is not None]
-                for task in [task for task, feed in running.items() if feed not in wanted]:
-                    del running[task]
-                    task.cancel()
                 for feed in wanted:
                     if feed not in running.values():
                         running[asyncio.create_task(feed.source.run(partial(self._on_change, feed)))] = feed
+                for task in [task for task, feed in running.items() if feed not in wanted]:
+                    del running[task]
+                    task.cancel()
+                    asyncio.get_running_loop().call_later(LEFT_BEHIND, _forget)
+                    del task
                 woken = asyncio.create_task(self._feeds_changed.wait())
-                done, _ = await asyncio.wait({*running, woken}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*running, woken}, return_when=asyncio.FIRST_COMPLETED)
                 woken.cancel()
                 self._feeds_changed.clear()
-                for task in running.keys() & done:
-                    await task
+                for ended in [task for task in running if task.done()]:
+                    await ended
         finally:
             for task in running:
                 task.cancel()
@@ -156,6 +161,7 @@ class Bindings:
                 self._incoming.rebind(new.binding)
             self.feed.rebind(new.binding)
             self._whole = True
+            asyncio.get_running_loop().call_later(LEFT_BEHIND, _forget)
         self._on_change(self.feed)
 
     # -- tables -----------------------------------------------------------------------------------------------------------
@@ -277,6 +283,13 @@ class Bindings:
         for reason, count in self.feed.reasons().items():
             skipped[(reason,)] = count
         self.feed.source.observe(counters)
+
+
+def _forget() -> None:
+    """Give back what was frozen and is needed no longer: two tenths of a second for 20,000 Services, once per reload."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _origin(source: SourceSettings) -> str:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import shutil
+import weakref
 
 import pytest
 
@@ -11,6 +13,7 @@ from canal_dns.app import snapshot
 from canal_dns.app.bindings import Bindings
 from canal_dns.metrics import Counters
 from canal_dns.settings import SnapshotSettings, SourceSettings, parse
+from tests.kube.apiserver import FakeApiServer
 from tests.process import DEMO
 
 HELLO = "helloworld.default.svc.cluster.local"
@@ -53,7 +56,7 @@ async def running(settings):
 
 async def until(condition):
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -87,3 +90,16 @@ async def test_what_is_saved_goes_by_the_source_that_it_was_made_of(settings, tm
         assert await before.save()
         saved = snapshot.read(tmp_path / "table")
         assert (saved.origin, HELLO in saved.names) == (f"manifests {tmp_path / 'manifests'}", True)
+
+
+async def test_what_was_replaced_takes_no_memory(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("canal_dns.app.bindings.LEFT_BEHIND", 0.2)
+    async with FakeApiServer() as server, running(of(settings, cluster=server.kubeconfig(tmp_path))) as bindings:
+        await until(lambda: bindings.synced)
+        view, binder = weakref.ref(bindings.feed.view), weakref.ref(bindings.feed._binder)
+        other_rules = dataclasses.replace(bindings._settings.binding, headless=True)
+        await reconfigured(bindings, dataclasses.replace(bindings._settings, binding=other_rules))
+        await until(lambda: binder() is None)
+        await reconfigured(bindings, settings)
+        await until(lambda: view() is None)
+    gc.unfreeze()
