@@ -57,7 +57,7 @@ class Bindings:
         self.synced = False
         """A table made of objects was published."""
         self.publisher = Publisher(plane, settings.binding.settle, lambda: int(time.time()))
-        self.saver = Saver(settings.snapshot, self._taken, counters)
+        self.saver = Saver(settings.snapshot, self._taken, counters, self._is_current)
         self._settings = settings
         self._plane = plane
         self._counters = counters
@@ -102,6 +102,9 @@ class Bindings:
             names=snapshot.mapping_of(self.publisher.live, gateways),
             exempt=tuple(sorted(self._exempt)),
         )
+
+    def _is_current(self) -> bool:
+        return self.feed.source.is_current()
 
     # -- objects ----------------------------------------------------------------------------------------------------------
 

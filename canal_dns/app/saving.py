@@ -1,4 +1,5 @@
-"""The saved answer table of a running server: read once at the start, written after each change, off the event loop."""
+"""The saved answer table of a running server: read once at the start, written off the event loop: after each change, and from
+time to time while it is known to be still true, since its age counts."""
 
 from __future__ import annotations
 
@@ -22,14 +23,25 @@ INTERVAL = 1.0
 """Seconds between two writes at least."""
 RETRY = 30.0
 """Seconds after a write that failed."""
+REFRESH = 1 / 24
+"""A table that does not change is written again after this share of the age at which it would not be used any more."""
 
 
 class Saver:
     """Writes what `take` gives to the file of the settings; without a file it does nothing."""
 
-    def __init__(self, settings: SnapshotSettings, take: Callable[[], snapshot.Snapshot | None], counters: Counters) -> None:
-        """`take` gives None while there is nothing that a restart should answer with."""
+    def __init__(
+        self,
+        settings: SnapshotSettings,
+        take: Callable[[], snapshot.Snapshot | None],
+        counters: Counters,
+        is_current: Callable[[], bool],
+    ) -> None:
+        """`take` gives None while there is nothing that a restart should answer with; `is_current()`: what was saved after the
+        last change is true now."""
         self._path = settings.path
+        self._refresh = settings.max_age * REFRESH
+        self._is_current = is_current
         self._take = take
         self._counters = counters
         self._due = asyncio.Event()
@@ -37,6 +49,7 @@ class Saver:
 
     def reconfigure(self, settings: SnapshotSettings) -> None:
         """Write somewhere else from now on; the file there must hold what holds now."""
+        self._refresh = settings.max_age * REFRESH
         if settings.path != self._path:
             self._path, self._complaint = settings.path, ""
             self._due.set()
@@ -66,9 +79,15 @@ class Saver:
         return answers, frozenset(saved.exempt)
 
     async def run(self) -> NoReturn:
-        """Save after each change, for ever."""
+        """Save after each change, and what has not changed for long, for ever."""
         while True:
-            await self._due.wait()
+            try:
+                async with asyncio.timeout(self._refresh):
+                    await self._due.wait()
+            except TimeoutError:
+                if not self._is_current():
+                    continue
+                self._due.set()
             await asyncio.sleep(INTERVAL if await self.save() else RETRY)
 
     async def save(self) -> bool:

@@ -165,6 +165,9 @@ class ManifestSource:
         kept = " (its last good objects are kept)" if self.synced else ""
         return [f"{problem}{kept}" for problem in self.broken]
 
+    def is_current(self) -> bool:
+        return self.synced and not self.broken
+
     def to_plain(self) -> dict[str, Any]:
         return {"objects": dict(self.counts)}
 

@@ -32,6 +32,9 @@ class Source(Protocol):
     def problems(self) -> list[str]:
         """What is wrong now, synced or not, one line each: broken files, kinds that may not be read, a server that is away."""
 
+    def is_current(self) -> bool:
+        """What was read is what there is, as far as anybody can know: the other side is there, and lets itself be read."""
+
     def to_plain(self) -> dict[str, Any]:
         """Its part of `/bindings`, fit for JSON."""
 

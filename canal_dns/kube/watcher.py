@@ -107,6 +107,10 @@ class ClusterSource:
         ]
         return lines
 
+    def is_current(self) -> bool:
+        """What is not installed, or was never allowed, is not there: that is current."""
+        return self.synced and not any(one.problem is not None and one.outcome is Outcome.LISTED for one in self._reflectors())
+
     def to_plain(self) -> dict[str, Any]:
         return {
             "kinds": {

@@ -172,8 +172,8 @@ def counters():
     return Counters()
 
 
-def saver(path, counters, taken=lambda: SAVED):
-    return Saver(SnapshotSettings(path=str(path)), taken, counters)
+def saver(path, counters, taken=lambda: SAVED, max_age=86400.0, is_current=lambda: True):
+    return Saver(SnapshotSettings(path=str(path), max_age=max_age), taken, counters, is_current)
 
 
 async def test_nothing_is_written_before_anything_has_changed(path, counters):
@@ -222,8 +222,20 @@ async def test_a_file_stays_as_it_is_while_there_is_nothing_to_put_in_its_place(
     assert counters["canal_dns_snapshot_writes_total"][("ok",)] == 0
 
 
+@pytest.mark.parametrize("current", [True, False])
+async def test_a_table_that_does_not_change_is_as_old_as_it_was_last_known_to_be_true(path, counters, current):
+    asked = asyncio.Event()
+    keeper = saver(path, counters, max_age=0.24, is_current=lambda: asked.set() or current)
+    running = asyncio.create_task(keeper.run())
+    await asyncio.wait_for(asked.wait(), 10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await keeper.save()
+    assert path.exists() == current
+
+
 async def test_without_a_path_nothing_happens(counters):
-    keeper = Saver(SnapshotSettings(), lambda: SAVED, counters)
+    keeper = Saver(SnapshotSettings(), lambda: SAVED, counters, lambda: True)
     keeper.changed()
     assert await keeper.save()
     assert keeper.restore(WANTED) is None

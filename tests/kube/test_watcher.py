@@ -101,12 +101,14 @@ async def test_the_api_server_goes_away_and_comes_back(w):
     await w.until(lambda: len(source.problems()) == 1 and "refused" in source.problems()[0])
     assert source.problems()[0].endswith("Connection refused; the last objects are kept")
     assert source.synced and source.waiting() == []
+    assert not source.is_current()
     assert w.view.count("Service") == 1
     assert w.told == []
     w.server.put(make.service("later"))
     await w.server.start()
     await w.until(w.agrees)
     await w.until(lambda: source.problems() == [])
+    assert source.is_current()
     assert whole_lists() == lists, "no list was needed"
 
 
