@@ -9,8 +9,10 @@ Rules of this file:
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
@@ -18,8 +20,15 @@ from canal_dns.kube.kinds import Kind
 from canal_dns.mesh import resources
 from canal_dns.mesh.records import Record, Skip
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 MAX_LINE = 16 * 1024 * 1024
 """Octets of one event: etcd takes objects of 1.5 MiB, which JSON may blow up."""
+
+
+DEPTH = 15_000
+"""Levels of one object. The API server takes 10,000, in a `status` that nobody checks for one; Python's own limit is 1,000."""
 
 
 class MalformedError(Exception):
@@ -123,6 +132,19 @@ _anything = msgspec.json.Decoder().decode
 _FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
+def _deep(decode: Callable[[T], R], octets: T) -> R:
+    """Decode what may be nested deeper than Python allows in the ordinary way: one such object must not spoil a list."""
+    try:
+        return decode(octets)
+    except RecursionError:
+        ordinary = sys.getrecursionlimit()
+        sys.setrecursionlimit(DEPTH)
+        try:
+            return decode(octets)
+        finally:
+            sys.setrecursionlimit(ordinary)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One part of a list."""
@@ -145,7 +167,7 @@ class Event:
 def page(body: bytes) -> Page:
     """Read the envelope of a list."""
     try:
-        found = _page(body)
+        found = _deep(_page, body)
     except _FAILURES as problem:
         raise MalformedError(f"not a list: {problem}") from None
     if not found.kind.endswith("List") or found.metadata is None:
@@ -156,7 +178,7 @@ def page(body: bytes) -> Page:
 def event(line: bytes) -> Event:
     """Read the envelope of an event."""
     try:
-        found = _event(line)
+        found = _deep(_event, line)
     except _FAILURES as problem:
         raise MalformedError(f"not an event: {problem}") from None
     if not found.type:
@@ -205,13 +227,13 @@ class Objects:
     @staticmethod
     def _raw(octets: bytes | msgspec.Raw, cut: Any) -> Any:
         try:
-            return cut(octets)
+            return _deep(cut, octets)
         except msgspec.ValidationError:
             pass
         except _FAILURES as problem:
             raise MalformedError(f"not an object: {problem}") from None
         try:
-            return _anything(octets)
+            return _deep(_anything, octets)
         except _FAILURES as problem:
             raise MalformedError(f"not an object: {problem}") from None
 

@@ -207,3 +207,23 @@ def test_a_line_has_an_end_to_its_length():
         splitter.feed(b"x")
     with pytest.raises(MalformedError):
         Lines().feed(b"x" * (decode.MAX_LINE + 1) + b"\n")
+
+
+@pytest.mark.parametrize("depth", [900, 5_000])
+@pytest.mark.parametrize("place", ["status", "spec"])
+def test_an_object_nested_deeper_than_python_goes_spoils_no_list(depth, place):
+    """Whoever may write a `status` could end the whole kind otherwise: some CRDs take anything there."""
+    nested = b'{"a":' * depth + b"1" + b"}" * depth
+    odd = b'{"metadata":{"name":"odd","namespace":"shop"},"%s":%s}' % (place.encode(), nested)
+    page = decode.page(b'{"kind":"VirtualServiceList","metadata":{"resourceVersion":"7"},"items":[' + odd + b"]}")
+    _, record = Objects(KINDS["VirtualService"], "v1").read(page.items[0])
+    assert record is not None and record.name == "odd"
+    assert decode.event(b'{"type":"ADDED","object":' + odd + b"}").type == "ADDED"
+
+
+def test_what_is_nested_deeper_than_that_is_malformed():
+    endless = b'{"a":' * 100_000
+    with pytest.raises(MalformedError):
+        decode.page(endless)
+    with pytest.raises(MalformedError):
+        Objects(KINDS["VirtualService"], "v1").read(endless)
