@@ -421,7 +421,7 @@ class Reflector:
         elif "RequestWatchProgress" in problem.text:
             # etcd before 3.5.13 under a newer API server cannot serve bookmarks.
             self._ask_bookmarks = False
-        if watching and problem.code.startswith("5"):
+        if watching and problem.code.isdecimal() and problem.code not in ("401", "429"):
             self._failures += 1
             if self._failures >= timing.failures:
                 self._failures, self._from, self._reason = 0, "", "errors"
@@ -430,6 +430,8 @@ class Reflector:
                 log.warning("%s: %s", self.title, _printable(problem.text))
             if self.problem is None or self.problem.code != problem.code:
                 self.since = time.time()
+            # Only its words: what was read when it happened need not stay as long as the trouble does.
+            problem.__traceback__ = problem.__context__ = None
             self.problem = problem
         return pause
 

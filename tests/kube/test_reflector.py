@@ -377,13 +377,22 @@ async def test_5xx_is_tried_again(w, code):
     assert len(w.server.asked("services", "list")) == 3
 
 
-async def test_a_watch_that_keeps_failing_leads_to_a_list(w):
+@pytest.mark.parametrize("code", [500, 400, 422])
+async def test_a_watch_that_keeps_failing_leads_to_a_list(w, code):
+    """Its version may be what is wrong, in a way that the server has other words for."""
     put(w, "a")
     await synced(w)
-    w.server.next("services", "watch", *[Refuse(500)] * 3)
+    w.server.next("services", "watch", *[Refuse(code)] * 3)
     w.server.watches()[0].end()
     await w.until(lambda: w.count("relists_total", "Service", "errors") == 1)
     await w.server.watching("services")
+
+
+async def test_a_problem_keeps_nothing_of_what_was_read(w):
+    w.server.always["services"] = Refuse(500, "broken")
+    one = w.run(w.reflector())
+    await w.until(lambda: one.problem is not None)
+    assert one.problem.__traceback__ is one.problem.__context__ is None
 
 
 async def test_500_inside_a_stream(w):
