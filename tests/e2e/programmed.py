@@ -114,10 +114,10 @@ class Programmed:
 
     def _read_ClustersConfigDump(self, config: Json) -> None:  # noqa: N802
         for one in config.get("dynamic_active_clusters", []):
+            if "cluster" in one:
+                self.clusters.add(one["cluster"]["name"])
             if "error_state" in one:
                 self.refused[str(one.get("cluster", {}).get("name"))] = str(one["error_state"].get("details"))
-            else:
-                self.clusters.add(one["cluster"]["name"])
         self.warming += [one["cluster"]["name"] for one in config.get("dynamic_warming_clusters", []) if "cluster" in one]
 
     @property
