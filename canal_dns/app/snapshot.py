@@ -177,16 +177,22 @@ def _addresses(entry: Entry) -> Addresses:
 
 def mapping_of(live: Mapping[str, Addresses], gateways: Mapping[str, str]) -> dict[str, Entry]:
     """What is answered now, as it is written. `gateways`: name -> Service of its gateway."""
-    return {
-        name: Entry(
-            v4=tuple(str(ipaddress.IPv4Address(packed)) for packed in one.v4),
-            v6=tuple(str(ipaddress.IPv6Address(packed)) for packed in one.v6),
-            ttl=one.ttl,
-            gateway=gateways[name],
-        )
-        for name, one in live.items()
-        if name in gateways
-    }
+    entries: dict[tuple[object, ...], Entry] = {}
+
+    def entry(one: Addresses, gateway: str) -> Entry:
+        # Thousands of names share an answer, and nobody else has the loop meanwhile.
+        key = one.v4, one.v6, one.ttl, gateway
+        known = entries.get(key)
+        if known is None:
+            known = entries[key] = Entry(
+                v4=tuple(str(ipaddress.IPv4Address(packed)) for packed in one.v4),
+                v6=tuple(str(ipaddress.IPv6Address(packed)) for packed in one.v6),
+                ttl=one.ttl,
+                gateway=gateway,
+            )
+        return known
+
+    return {name: entry(one, gateways[name]) for name, one in live.items() if name in gateways}
 
 
 def age_text(snapshot: Snapshot, now: float) -> str:
