@@ -330,7 +330,9 @@ def _translated() -> Iterator[None]:
 
 def _why(problem: OSError) -> str:
     # asyncio puts the address into the text, and a resolver's errors have numbers of their own.
-    return os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem.strerror or str(problem)
+    return (
+        os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem.strerror or str(problem) or "it hung up"
+    )
 
 
 @functools.cache

@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from canal_dns.kube.cluster import ApiServer
+from canal_dns.kube.failures import ApiError
 from canal_dns.kube.timing import Pauses
+from canal_dns.settings import ClusterSettings
 from tests.kube.apiserver import Refuse
 from tests.kube.test_reflector import put, synced
 from tests.kube.world import EVERYTHING, world
@@ -176,3 +179,36 @@ async def _in_step_without(w, *resources):
     await w.until(lambda: source.synced)
     await w.server.watching(*(one for one in EVERYTHING if one not in (*resources, "pods")))
     return source
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_server_that_hangs_up_in_a_handshake_is_told_of_in_words(tmp_path, loop):
+    """A load balancer that still takes connections: the error has neither number nor text."""
+    module = pytest.importorskip(loop)
+    with asyncio.Runner(loop_factory=module.new_event_loop) as runner:
+        problem = runner.run(_hung_up(tmp_path / "kubeconfig"))
+    assert problem.code == "connect"
+    assert problem.text
+
+
+async def _hung_up(kubeconfig):
+    async def hang_up(reader, writer):
+        await reader.read(1)
+        writer.close()
+
+    listener = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    kubeconfig.write_text(
+        f"apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        f"clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}'}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n"
+    )
+    api = ApiServer(ClusterSettings(str(kubeconfig)))
+    try:
+        with pytest.raises(ApiError) as problem:
+            async with api.get("/api/v1/services", {}, silence=5):
+                pass
+        return problem.value
+    finally:
+        await api.close()
+        listener.close()
+        await listener.wait_closed()
