@@ -33,6 +33,13 @@ log = logging.getLogger("canal_dns.app")
 TABLES_PER_SECOND, TABLES_AT_ONCE = 10.0, 20
 """How often the table changes under a flood of events, and how many changes in a row come without any delay."""
 
+SOURCE_GAUGES = (
+    "canal_dns_source_synced",
+    "canal_dns_source_available",
+    "canal_dns_source_objects",
+    "canal_dns_source_last_event_timestamp_seconds",
+    "canal_dns_source_broken_files",
+)
 LEFT_BEHIND = 1.0
 """Seconds after which a source that was replaced has ended, and nothing is made of the rules before."""
 
@@ -89,8 +96,9 @@ class Bindings:
             self._restored_at = time.monotonic()
 
     def _taken(self) -> snapshot.Snapshot | None:
-        """What is answered now, to be saved; None before objects were read: what was saved last is worth more."""
-        if not self.synced:
+        """What is answered now, to be saved; None before objects were read, or while a whole table is to come: what was saved
+        last is worth more."""
+        if not self.synced or self._whole:
             return None
         gateways = {name: bound.gateway for name, bound in self.feed.result.bound.items()}
         return snapshot.Snapshot(
@@ -160,9 +168,10 @@ class Bindings:
             self._incoming = feed
             self._feeds_changed.set()
         elif new.binding != old.binding:
-            if self._incoming is not None:
-                self._incoming.rebind(new.binding)
-            self.feed.rebind(new.binding)
+            for one in filter(None, (self.feed, self._incoming)):
+                # Of other gateways a cluster's feed has read nothing: it goes on under its own rules until it is replaced.
+                if one.source_settings.cluster is None or one.settings.gateways == new.binding.gateways:
+                    one.rebind(new.binding)
             self._whole = True
             asyncio.get_running_loop().call_later(LEFT_BEHIND, _forget)
         self._on_change(self.feed)
@@ -285,6 +294,9 @@ class Bindings:
         skipped.clear()
         for reason, count in self.feed.reasons().items():
             skipped[(reason,)] = count
+        for gauge in SOURCE_GAUGES:
+            # Another source may have been here before, with other kinds.
+            counters[gauge].clear()
         self.feed.source.observe(counters)
 
 

@@ -12,8 +12,8 @@ import pytest
 from canal_dns.app import snapshot
 from canal_dns.app.bindings import Bindings
 from canal_dns.metrics import Counters
-from canal_dns.settings import SnapshotSettings, SourceSettings, parse
-from tests.kube.apiserver import FakeApiServer
+from canal_dns.settings import InternalGateway, SnapshotSettings, SourceSettings, parse
+from tests.kube.apiserver import FakeApiServer, Hang
 from tests.process import DEMO
 
 HELLO = "helloworld.default.svc.cluster.local"
@@ -92,7 +92,7 @@ async def test_what_is_saved_goes_by_the_source_that_it_was_made_of(settings, tm
         assert (saved.origin, HELLO in saved.names) == (f"manifests {tmp_path / 'manifests'}", True)
 
 
-async def test_what_was_replaced_takes_no_memory(settings, tmp_path, monkeypatch):
+async def test_what_was_replaced_takes_no_memory_and_leaves_no_gauges(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("canal_dns.app.bindings.LEFT_BEHIND", 0.2)
     async with FakeApiServer() as server, running(of(settings, cluster=server.kubeconfig(tmp_path))) as bindings:
         await until(lambda: bindings.synced)
@@ -100,6 +100,24 @@ async def test_what_was_replaced_takes_no_memory(settings, tmp_path, monkeypatch
         other_rules = dataclasses.replace(bindings._settings.binding, headless=True)
         await reconfigured(bindings, dataclasses.replace(bindings._settings, binding=other_rules))
         await until(lambda: binder() is None)
+        bindings.observe(bindings._counters)
         await reconfigured(bindings, settings)
         await until(lambda: view() is None)
+        bindings.observe(bindings._counters)
+        assert dict(bindings._counters["canal_dns_source_synced"]) == {("manifests",): 1}
+        assert not bindings._counters["canal_dns_source_last_event_timestamp_seconds"]
     gc.unfreeze()
+
+
+async def test_a_cluster_keeps_its_own_gateways_until_another_one_was_read(settings, tmp_path):
+    async with FakeApiServer() as server:
+        here = of(settings, cluster=server.kubeconfig(tmp_path))
+        async with running(here) as bindings:
+            await until(lambda: bindings.synced)
+            server.always["services"] = Hang()
+            others = dataclasses.replace(here.binding, gateways=(InternalGateway("elsewhere", "gateway"),))
+            await reconfigured(bindings, dataclasses.replace(here, binding=others))
+            stricter = dataclasses.replace(others, headless=True)
+            await reconfigured(bindings, dataclasses.replace(here, binding=stricter))
+            assert bindings.feed.settings == here.binding
+            assert bindings._incoming.settings == stricter
