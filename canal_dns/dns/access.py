@@ -4,8 +4,9 @@ Rules of this file:
 - an address is parsed once and its standing remembered by its text: what a packet costs is one look-up;
 - what is remembered is bounded, whatever source addresses are forged;
 - a peer is a client that is allowed and has no limit;
-- an exempt client is one for whom nothing is bound: a gateway pod, whose own look-ups must not lead back to it. A peer is
-  never exempt, whatever its address: others stand behind it;
+- an exempt client is one for whom nothing is bound: a gateway pod, whose own look-ups must not lead back to it. A peer
+  that is named by its very address is never exempt: others stand behind it. One that is only in a network of peers is, since
+  that network is all pods, as a rule, gateway pods among them;
 - an IPv4-mapped address counts as the IPv4 address in it (RFC 4291 section 2.5.5.2), or an ACL could be walked around.
 """
 
@@ -119,7 +120,8 @@ class Gate:
         limited = settings.rate_limit.per_second > 0 and not peer and not _within(parsed, settings.rate_limit.exempt)
         prefix = parsed.packed[:8] if limited else None
         allowed = peer or _within(parsed, settings.allow)
-        return _Client(allowed=allowed, peer=peer, prefix=prefix, exempt=not peer and parsed in self._exempt)
+        named = any(network.num_addresses == 1 and parsed in network for network in settings.peers)
+        return _Client(allowed=allowed, peer=peer, prefix=prefix, exempt=parsed in self._exempt and not named)
 
 
 def _parse(text: str) -> Address | None:

@@ -131,10 +131,18 @@ def test_who_is_exempt_changes_at_once_and_the_limits_go_on():
     assert free == {"10.244.1.1"}
 
 
-def test_a_peer_is_never_exempt_for_others_stand_behind_it():
+def test_a_named_peer_is_never_exempt_for_others_stand_behind_it():
     gate = Gate(AccessSettings(peers=networks("10.244.1.7/32")), EXEMPT)
     assert not gate.is_exempt("10.244.1.7")
     assert gate.is_exempt("10.244.1.8")
+
+
+def test_a_gateway_pod_in_the_peers_network_is_exempt():
+    """The network of CoreDNS's pods is that of all pods: what the manifests set."""
+    gate = Gate(AccessSettings(peers=networks("10.244.0.0/16")), EXEMPT)
+    assert gate.is_exempt("10.244.1.7")
+    assert gate.is_peer("10.244.1.7")
+    assert not gate.is_exempt("10.244.1.9")
 
 
 def test_streams_and_exempt_networks_have_no_limit():

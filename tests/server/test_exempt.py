@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ipaddress
 import logging
 import os
 import signal
@@ -183,7 +184,7 @@ async def test_the_query_log_tells_why_a_bound_name_was_forwarded(caplog: pytest
 
 
 async def test_a_peer_stands_for_others_and_gets_the_vip() -> None:
-    access = dataclasses.replace(AccessSettings(), peers=(AccessSettings().allow[0].supernet(new_prefix=0),))
+    access = dataclasses.replace(AccessSettings(), peers=(ipaddress.ip_network(POD),))
     async with serving(access=access) as running:
         running.service.exempt(EXEMPT)
         for ask in (over_udp, over_tcp):
