@@ -15,6 +15,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,20 +109,20 @@ class ControlPlane:
         for crd in chosen:
             self.kube.apply(crd)
         for crd in chosen:
-            until(lambda crd=crd: self._asked(crd) == {200}, 60, f"{crd['metadata']['name']} is served")
+            until(partial(self._is, crd, 200), 60, f"{crd['metadata']['name']} is served")
 
     def remove_crds(self, *plurals: str) -> None:
         """With all objects of theirs, as Kubernetes does it; until they are gone."""
         for crd in self.crds:
             if crd["spec"]["names"]["plural"] in plurals:
                 self.kube.remove(crd)
-                until(lambda crd=crd: self._asked(crd) == {404}, 60, f"{crd['metadata']['name']} is gone")
+                until(partial(self._is, crd, 404), 60, f"{crd['metadata']['name']} is gone")
 
-    def _asked(self, crd: Object) -> set[int]:
-        """What lists of all its versions are answered with; discovery would be late in both directions."""
+    def _is(self, crd: Object, status: int) -> bool:
+        """Are lists of all its versions answered with that? Discovery would be late in both directions."""
         group, plural = crd["spec"]["group"], crd["spec"]["names"]["plural"]
         versions = [version["name"] for version in crd["spec"]["versions"] if version["served"]]
-        return {self.kube.raw("GET", f"/apis/{group}/{version}/{plural}?limit=1")[0] for version in versions}
+        return {status} == {self.kube.raw("GET", f"/apis/{group}/{version}/{plural}?limit=1")[0] for version in versions}
 
     # --- accounts --------------------------------------------------------------------------------------------------
 

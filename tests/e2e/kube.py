@@ -13,7 +13,7 @@ import json
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,7 @@ class Kube:
             connection.close()
             self._local.connection = None
 
-    def _authorities(self) -> list[bytes]:
+    def _authorities(self) -> Sequence[bytes]:
         return self._context.get_ca_certs(binary_form=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class Site:
         """Until a bound name has its VIP, in every way of asking, and no packet is on its way any more."""
         for tcp in (False, True):
             for v6 in (False, True):
-                until(lambda tcp=tcp, v6=v6: self.has_vip(tcp=tcp, v6=v6), seconds, f"{self.bound()} has its VIP")
+                until(partial(self.has_vip, tcp=tcp, v6=v6), seconds, f"{self.bound()} has its VIP")
         unchanged(datagrams, polls=4, pause=0.05)
 
 

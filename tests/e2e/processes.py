@@ -20,7 +20,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any, TypeVar
 
 from tests.e2e import cluster
@@ -105,7 +107,7 @@ class Process:
                 found[int(stat.parent.name)] = state
         return found
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """To the process that was started, which has to tell its children."""
         assert self.running is not None
         self.running.send_signal(number)
@@ -137,7 +139,7 @@ class Process:
         self.running = None
         return code
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: Signals) -> None:
         assert self.running is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.running.pid, number)
@@ -155,9 +157,10 @@ class CoreDns(Process):
     def start(self) -> None:
         self.launch()
         for address in self.addresses:
-            until(
-                lambda address=address: self.alive() and _answers(address), 20, f"CoreDNS answers on {address}:\n{self.said()}"
-            )
+            until(partial(self._answers, address), 20, f"CoreDNS answers on {address}:\n{self.said()}")
+
+    def _answers(self, address: str) -> bool:
+        return self.alive() and _answers(address)
 
     def questions(self, **labels: str) -> float:
         """How many questions its server blocks were asked."""

