@@ -143,23 +143,24 @@ def read(path: Path) -> Results:
         raise BenchError(f"{path}: {problem}") from None
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         raise BenchError(f"{path}: not a measurement of schema {SCHEMA}")
-    result: Results = _build(Results, plain, path.name)
+    result: Results = build(Results, plain, path.name)
     return result
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build(kind: Any, value: Any, where: str) -> Any:
+    """A dataclass from plain JSON, strictly. Raises BenchError with the place of what does not fit."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise BenchError(f"{where}: an object is needed")
         hints = typing.get_type_hints(kind)
         if value.keys() != hints.keys():
             raise BenchError(f"{where}: keys missing or unknown: {', '.join(sorted(value.keys() ^ hints.keys()))}")
-        return kind(**{key: _build(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
+        return kind(**{key: build(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list and isinstance(value, list):
-        return [_build(arguments[0], item, f"{where}[{at}]") for at, item in enumerate(value)]
+        return [build(arguments[0], item, f"{where}[{at}]") for at, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {str(key): _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     allowed = arguments if origin is types.UnionType else (kind,)
     if type(value) in allowed or (float in allowed and type(value) is int):
         return value

@@ -230,10 +230,10 @@ def measure(plan: Plan, progress: Progress, command: str) -> Results:
         return Results(
             schema=SCHEMA,
             taken=taken,
-            commit=_commit(),
+            commit=commit(),
             command=command,
             machine=describe(work.server_core, work.load_core),
-            software=_software(),
+            software=software(),
             method=Method(
                 rounds=plan.rounds,
                 steady_rounds=plan.steady_rounds,
@@ -252,7 +252,7 @@ def measure(plan: Plan, progress: Progress, command: str) -> Results:
         )
 
 
-def _commit() -> str:
+def commit() -> str:
     try:
         argv = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+changes", "--abbrev=10"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
@@ -261,7 +261,7 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _software() -> dict[str, str]:
+def software() -> dict[str, str]:
     versions = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
     for package in ("uvloop",):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
