@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test conformance e2e lint format manifests bench clean
+.PHONY: help install run demo test conformance e2e lint format manifests bench scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ manifests: $(STAMP) ## the generated files of manifests/, from the chart, the se
 
 bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
+
+scale: $(STAMP) ## 20,000 Services on a real API server, CoreDNS beside it; writes benchmarks/SCALE.md
+	$(BIN)/python -m benchmarks.scale
 
 clean: ## remove what make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
