@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test conformance e2e lint format manifests bench scale clean
+.PHONY: help install run demo test conformance e2e lint format manifests docs bench scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ format: $(STAMP) ## put the code into ruff's form
 
 manifests: $(STAMP) ## the generated files of manifests/, from the chart, the settings and docs/layouts.md
 	$(BIN)/python -m manifests.tools --helm "$$($(BIN)/python -m tests.e2e.binaries helm)"
+
+docs: $(STAMP) ## the generated parts of docs/binding.md and docs/operate.md, from the code and the chart
+	$(BIN)/python -m tests.meta.render_binding
+	$(BIN)/python -m tests.meta.render_operate
 
 bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
