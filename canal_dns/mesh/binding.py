@@ -130,7 +130,7 @@ class Binder:
                 else:
                     self._eligible[name] = new
         limit = self.settings.max_bindings
-        if max(len(self._eligible), len(self._bound)) > limit or len(self._bound) >= limit:
+        if changed and (max(len(self._eligible), len(self._bound)) > limit or len(self._bound) >= limit):
             kept = sorted(self._eligible)[:limit]
             changed = difference(self._bound, {name: self._eligible[name] for name in kept})
         for name, bound in changed.items():

@@ -8,7 +8,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from canal_dns.dns.names import service_name
@@ -20,7 +19,7 @@ from canal_dns.mesh.hosts import complete, is_wildcard, overlaps, service_of
 from canal_dns.mesh.intents import Intents, intents
 from canal_dns.mesh.model import GatewayModel
 from canal_dns.mesh.policy import Refusal
-from canal_dns.mesh.records import DestinationRule, EndpointSlice, Pod, Service, Skip, VirtualService, key_text
+from canal_dns.mesh.records import DestinationRule, EndpointSlice, Namespace, Pod, Service, Skip, VirtualService, key_text
 from canal_dns.mesh.result import Problem, Reason
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.rules import Resolved, delegates_of, resolve
@@ -39,8 +38,8 @@ class Cluster:
         self.resolved: dict[str, Resolved] = {}
         self.intents = Intents()
         self._subsets = SubsetIndex(settings)
-        self._subset_hosts: Counter[str] = Counter()
-        """Destination hosts that are named with a subset."""
+        self._subset_hosts: dict[str, int] = {}
+        """Destination hosts that are named with a subset -> how often."""
         self._aliases: dict[str, set[str]] = {}
         """Full name of a Service -> full names of the ExternalName Services for it."""
         self._roots: dict[Key, set[Key]] = {}
@@ -52,11 +51,13 @@ class Cluster:
         """Read the whole view."""
         for service in self.view.services.values():
             self._note_service(None, service)
-            self._remark(f"Service {service.namespace}/{service.name}", service.remarks)
+            if service.remarks:
+                self._remark(f"Service {service.namespace}/{service.name}", service.remarks)
         for rule in self.view.destination_rules.values():
             self._subsets.put(None, rule)
         for namespace in self.view.namespaces.values():
-            self._remark(f"Namespace {namespace.name}", namespace.remarks)
+            if namespace.remarks:
+                self._remark(f"Namespace {namespace.name}", namespace.remarks)
         self._unavailable = self.view.unavailable
         self.models = [GatewayModel(self._frame(gateway), self.settings) for gateway in self.settings.gateways]
         for record in self.view.virtual_services.values():
@@ -82,7 +83,8 @@ class Cluster:
                 hosts |= self._rule_hosts(change)
             elif change.kind == "Namespace":
                 self._remark(f"Namespace {change.key[1]}", getattr(new, "remarks", ()))
-                names |= self._names_in(change.key[1])
+                if _opts_out(old) != _opts_out(new):
+                    names |= self._names_in(change.key[1])
             elif change.kind == "Gateway":
                 frames |= {str(gateway) for gateway in self.settings.gateways}
             else:
@@ -244,14 +246,20 @@ class Cluster:
         new = resolve(record, self._delegate, domain, default) if record is not None else None
         if new is not None:
             self.resolved[name] = new
-        self._subset_hosts.subtract(_subset_hosts(old))
-        self._subset_hosts.update(_subset_hosts(new))
-        self._subset_hosts = +self._subset_hosts
+        self._note_subsets(old, new)
         self._remark(f"VirtualService {name}", record.remarks if record else ())
         touched = self.intents.put(name, intents(new, domain) if new is not None else ())
         for model in self.models:
             touched |= model.put(name, new)
         return touched
+
+    def _note_subsets(self, old: Resolved | None, new: Resolved | None) -> None:
+        for host in _subset_hosts(new):
+            self._subset_hosts[host] = self._subset_hosts.get(host, 0) + 1
+        for host in _subset_hosts(old):
+            self._subset_hosts[host] -= 1
+            if not self._subset_hosts[host]:
+                del self._subset_hosts[host]
 
     def _note_service(self, old: Service | None, new: Service | None) -> None:
         if old is not None and old.external_name:
@@ -298,8 +306,8 @@ class Cluster:
         for rule in (old, new):
             if rule is not None:
                 covered = complete(rule.host, rule.namespace, self.settings.cluster_domain)
-                for host in self._subset_hosts:
-                    if overlaps(covered, host) or self._external(host):
+                for host in self._subset_hosts if is_wildcard(covered) else self.aliases(covered):
+                    if host in self._subset_hosts and (overlaps(covered, host) or self._external(host)):
                         hosts |= {host, *self._users(host)}
         return hosts
 
@@ -333,9 +341,14 @@ class Cluster:
 
 def _subset_hosts(resolved: Resolved | None) -> Iterator[str]:
     if resolved is not None:
-        written = [one for rule in resolved.http for one in rule.written]
-        written += [one for route in (*resolved.tcp, *resolved.tls) for one in route.destinations]
-        yield from (one.host for one in written if one.subset)
+        for rule in resolved.http:
+            yield from (one.host for one in rule.written if one.subset)
+        for route in (*resolved.tcp, *resolved.tls):
+            yield from (one.host for one in route.destinations if one.subset)
+
+
+def _opts_out(namespace: object) -> bool:
+    return isinstance(namespace, Namespace) and namespace.bind is False
 
 
 def _virtual_service(record: object) -> VirtualService | None:

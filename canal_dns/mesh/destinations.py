@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from canal_dns.mesh.attach import Workload, has_revision
-from canal_dns.mesh.hosts import complete, is_wildcard, meant_service, service_of
+from canal_dns.mesh.hosts import complete, meant_service, service_of
 from canal_dns.mesh.records import DestinationRule, Labels, Service, Skip
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.view import View
@@ -91,15 +91,21 @@ class SubsetIndex:
 
     def __init__(self, settings: BindingSettings) -> None:
         self._settings = settings
-        self._by_namespace: dict[str, dict[tuple[str, str], tuple[str, DestinationRule]]] = {}
+        self._by_namespace: dict[str, dict[str, dict[str, DestinationRule]]] = {}
+        """Namespace -> host -> name -> rule."""
 
     def put(self, old: DestinationRule | None, new: DestinationRule | None) -> None:
         """Tell of a DestinationRule that came, changed or went."""
-        if old is not None:
-            self._by_namespace.get(old.namespace, {}).pop((old.namespace, old.name), None)
+        if old is not None and has_revision(old, self._settings.mesh):
+            host = complete(old.host, old.namespace, self._settings.cluster_domain)
+            known = self._by_namespace.get(old.namespace, {})
+            rules = known.get(host, {})
+            rules.pop(old.name, None)
+            if not rules:
+                known.pop(host, None)
         if new is not None and has_revision(new, self._settings.mesh):
             host = complete(new.host, new.namespace, self._settings.cluster_domain)
-            self._by_namespace.setdefault(new.namespace, {})[new.namespace, new.name] = (host, new)
+            self._by_namespace.setdefault(new.namespace, {}).setdefault(host, {})[new.name] = new
 
     def subsets(self, service: Service, workload: Workload) -> frozenset[str]:
         """Subsets of a Service in the eyes of the workload: its own namespace's rules decide (except in the mesh's root
@@ -122,14 +128,13 @@ class SubsetIndex:
 
     def _best(self, namespace: str, host: str, counts: Callable[[DestinationRule], bool]) -> list[_Merged]:
         """The rules of a namespace with the most specific host that covers this one, merged (MostSpecificHostMatch)."""
-        covering: dict[str, list[DestinationRule]] = {}
-        for text, rule in self._by_namespace.get(namespace, {}).values():
-            if (text == host or (is_wildcard(text) and host.endswith(text[1:]))) and counts(rule):
-                covering.setdefault(text, []).append(rule)
-        if not covering:
-            return []
-        best = min(covering, key=lambda text: (is_wildcard(text), -len(text), text))
-        return _merge(sorted(covering[best], key=lambda rule: (rule.workload_selector is None, rule.created, rule.name)))
+        known = self._by_namespace.get(namespace, {})
+        # One namespace may have thousands of rules; a host has few wildcards that cover it, the longest first.
+        for text in (host, *(f"*{host[at:]}" for at in range(len(host) + 1))) if known else ():
+            rules = [rule for rule in known.get(text, {}).values() if counts(rule)]
+            if rules:
+                return _merge(sorted(rules, key=lambda rule: (rule.workload_selector is None, rule.created, rule.name)))
+        return []
 
     def _private(self, rule: DestinationRule) -> bool:
         export = _export(rule)
