@@ -40,8 +40,10 @@ class Intent:
 def intents(resolved: Resolved, cluster_domain: str) -> Iterator[Intent]:
     """All places where it names a Service, in the order of the object."""
     for host, owner, field, kind in _places(resolved):
+        if is_wildcard(host):
+            continue
         key = service_of(host, cluster_domain) or meant_service(host, cluster_domain)
-        if key is not None and not is_wildcard(host):
+        if key is not None:
             yield Intent(service_name(key[1], key[0], cluster_domain), host, owner, field, kind)
 
 

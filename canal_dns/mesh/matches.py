@@ -166,8 +166,10 @@ class RouteMatch:
     @property
     def is_catch_all(self) -> bool:
         """Moved to the end of its virtual host, where only the first counts: prefix `/` or regex `.*`, nothing else."""
-        everything = self.path.test in (_ALL_PATHS, StringMatch(Uses.REGEX, ".*"))
-        return everything and not (self.conditions or self.authority or self.scheme)
+        if self.conditions or self.authority or self.scheme:
+            return False
+        test = self.path.test
+        return test.value == "/" if test.uses is Uses.PREFIX else test.uses is Uses.REGEX and test.value == ".*"
 
     def meets(self, host: str) -> bool:
         """A request for this name passes the authority tests."""

@@ -64,6 +64,36 @@ class SniChain:
         return f"Gateway {self.chain.placed.gateway} {self.chain.placed.field}"
 
 
+class Choice:
+    """How Envoy chooses among the filter chains of a listener."""
+
+    __slots__ = ("_named", "rest")
+
+    def __init__(self, chains: Iterable[SniChain]) -> None:
+        self.rest: SniChain | None = None
+        """The chain without names."""
+        self._named: dict[str, SniChain] = {}
+        for one in chains:
+            if one.names is None:
+                self.rest = one
+            else:
+                self._named.update(dict.fromkeys(one.names, one))
+
+    def by_server_name(self, name: str) -> SniChain | None:
+        """The exact name (in lower case, as the names of the chains), then `*.suffix` label by label, then the chain without
+        names."""
+        wanted = name
+        while self._named:
+            found = self._named.get(wanted)
+            if found is not None:
+                return found
+            _, dot, rest = wanted.removeprefix("*.").partition(".")
+            if not dot:
+                break
+            wanted = f"*.{rest}"
+        return self.rest
+
+
 Chains = tuple[SniChain, ...] | str
 """The filter chains of a listener, or why Envoy refuses it."""
 
@@ -112,6 +142,7 @@ class GatewayModel:
         self.frame = state
         self.settings = settings
         self.layout: Layout = layout(state.attached, state.ports if state.translated else {})
+        self._listeners = {port: self._listener_on(pods) for port, pods in state.ports.items()}
         self.attached = frozenset(f"{one.namespace}/{one.name}" for one in state.attached)
         self.tables: dict[str, RouteTable] = {
             name: RouteTable(name, servers, tls=servers[0].terminates_https, ends=self._authority_ends(name))
@@ -128,6 +159,8 @@ class GatewayModel:
         self.refusing: dict[str, str] = {}
         """VirtualService -> why Envoy refuses every route configuration while it is there."""
         self._chains: dict[int, dict[str, Chains]] = {}
+        """Port -> bind -> filter chains."""
+        self._choices: dict[int, dict[str, Choice]] = {}
 
     def _authority_ends(self, route_name: str) -> tuple[str, ...]:
         """What clients write behind a name to reach a route configuration: the port, unless it is the scheme's own
@@ -249,6 +282,7 @@ class GatewayModel:
         touched: set[str] = set()
         for port in ports:
             del self._chains[port]
+            self._choices.pop(port, None)
             after = self._port_chains(port)
             for bind, chains in before[port].items():
                 touched |= _difference(chains, after[bind])
@@ -285,9 +319,20 @@ class GatewayModel:
                     names = offer.sni_hosts
                     yield _named(chain, None if not names or "*" in names else names, offer)
 
+    def choice(self, listener: Listener) -> Choice:
+        """Among its chains; none can be chosen where Envoy refuses it."""
+        known = self._choices.get(listener.port)
+        if known is None:
+            chains = self._port_chains(listener.port)
+            known = {bind: Choice(() if isinstance(some, str) else some) for bind, some in chains.items()}
+            self._choices[listener.port] = known
+        return known[listener.bind]
+
     def listener(self, service_port: int) -> Listener | None:
         """What answers on a port of the gateway's Service, from outside the pods."""
-        port = self.frame.ports.get(service_port)
+        return self._listeners.get(service_port)
+
+    def _listener_on(self, port: int) -> Listener | None:
         return next((one for one in self.layout.listeners if one.port == port and one.reachable), None)
 
 

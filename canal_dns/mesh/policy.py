@@ -216,8 +216,8 @@ def short_form_warnings(service: Service, model: GatewayModel, served: Mapping[i
         if part.protocol not in ("http", "https") or listener is None or (own & set(served) and port not in own):
             continue
         for form in (service.name, f"{service.name}.{service.namespace}", f"{service.name}.{service.namespace}.svc"):
-            hosts = [way.host for way in ways(model, listener, form) if way.table is not None]
-            if not any(route in host.governors(form) for host in hosts if host is not None for route in part.routes):
+            hosts = [way.host for way in ways(model, listener, form) if way.host is not None]
+            if not any(route in host.governors(form) for host in hosts for route in part.routes):
                 lost.add(form)
     if not lost:
         return []

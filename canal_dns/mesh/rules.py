@@ -135,7 +135,7 @@ def resolve(record: VirtualService, lookup: Lookup, domain: str, default_export:
 
 def _rule(route: HttpRoute, owner: VirtualService, domain: str, matches: tuple[HttpMatch, ...] | None = None) -> Rule:
     action = "redirect" if route.redirect else "answer" if route.direct_response else "route"
-    written = tuple(replace(one, host=complete(one.host, owner.namespace, domain)) for one in route.destinations)
+    written = _completed(route.destinations, owner.namespace, domain)
     refused = ""
     if route.refused:
         refused = "its redirectCode is none that Envoy knows"
@@ -165,8 +165,15 @@ def _l4(route: L4Route, namespace: str, domain: str) -> L4Route:
         matches=tuple(
             replace(one, gateways=tuple(gateway_name(name, namespace) for name in one.gateways)) for one in route.matches
         ),
-        destinations=tuple(replace(one, host=complete(one.host, namespace, domain)) for one in route.destinations),
+        destinations=_completed(route.destinations, namespace, domain),
     )
+
+
+def _completed(written: tuple[Destination, ...], namespace: str, domain: str) -> tuple[Destination, ...]:
+    full = [complete(one.host, namespace, domain) for one in written]
+    if all(host == one.host for host, one in zip(full, written, strict=True)):
+        return written
+    return tuple(replace(one, host=host) for host, one in zip(full, written, strict=True))
 
 
 def _delegate(

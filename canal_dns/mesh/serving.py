@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from canal_dns.mesh.destinations import Found
 from canal_dns.mesh.model import GatewayModel, RouteTable, SniChain
@@ -42,8 +43,7 @@ class Served:
     warnings: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """A place of a listener to which requests for a name come: a virtual host, or a chain with one route."""
 
     protocol: str
@@ -56,29 +56,13 @@ class Way:
 
 def ways(model: GatewayModel, listener: Listener, name: str) -> Iterator[Way]:
     """Where a connection for `name` ends up: once in plain text, once with the name as TLS server name."""
-    chains = model.chains(listener)
-    if isinstance(chains, str):
-        return
-    plain = next((one for one in chains if one.names is None), None)
+    choice = model.choice(listener)
+    plain = choice.rest
     if plain is not None and not plain.chain.tls and not (plain.offer and plain.chain.kind == "sni"):
         yield _way(model, plain, name)
-    by_name = by_server_name(chains, name)
+    by_name = choice.by_server_name(name)
     if by_name is not None and (by_name.chain.tls or by_name.chain.kind == "sni"):
         yield _way(model, by_name, name)
-
-
-def by_server_name(chains: tuple[SniChain, ...], name: str) -> SniChain | None:
-    """Envoy's choice: the exact name (in lower case, as the names of the chains), then `*.suffix` label by label, then the
-    chain without names."""
-    wanted = name
-    while True:
-        for one in chains:
-            if one.names is not None and wanted in one.names:
-                return one
-        _, dot, rest = wanted.removeprefix("*.").partition(".")
-        if not dot:
-            return next((one for one in chains if one.names is None), None)
-        wanted = f"*.{rest}"
 
 
 def _way(model: GatewayModel, found: SniChain, name: str) -> Way:

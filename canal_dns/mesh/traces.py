@@ -22,7 +22,7 @@ from canal_dns.mesh.result import Reason, joined
 from canal_dns.mesh.routes import Entry, Target, l4_applies, why_not_applicable
 from canal_dns.mesh.rules import Resolved, Rule, live
 from canal_dns.mesh.servers import Placed
-from canal_dns.mesh.serving import Find, by_server_name
+from canal_dns.mesh.serving import Find
 from canal_dns.mesh.virtualhosts import VirtualHost
 
 
@@ -301,7 +301,7 @@ def _tls_server(case: Trace, placed: Placed) -> Finding:
         message = "one of its sniHosts is already used by an earlier tls route: the whole match is dropped"
         return case.no(Stage.ORDER, Reason.SHADOWED, message, f"{one.route.field}.match[{one.place[1]}].sniHosts")
     chosen = used[0] if used else fitting[0]
-    picked = None if isinstance(chains, str) else by_server_name(chains, name)
+    picked = case.model.choice(listener).by_server_name(name)
     if picked is not None and picked.offer not in fitting:
         other = picked.offer.virtual_service if picked.offer else picked.chain.placed.gateway
         message = f"the server name {name} is taken by a more specific one, of {other}"

@@ -338,12 +338,15 @@ class Domains:
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._lengths: Counter[int] = Counter()
+        self._longest: tuple[int, ...] = ()
+        """The lengths of what follows the `*`, the longest first."""
 
     def add(self, domain: str) -> None:
         if domain not in self._known:
             self._known.add(domain)
             if is_wildcard(domain):
                 self._lengths[len(domain) - 1] += 1
+                self._longest = tuple(sorted(self._lengths, reverse=True))
 
     def remove(self, domain: str) -> None:
         if domain in self._known:
@@ -352,12 +355,13 @@ class Domains:
                 self._lengths[len(domain) - 1] -= 1
                 if not self._lengths[len(domain) - 1]:
                     del self._lengths[len(domain) - 1]
+                self._longest = tuple(sorted(self._lengths, reverse=True))
 
     def pick(self, host: str) -> str | None:
         """The domain for a name in lower case, None: 404."""
         if host in self._known:
             return host
-        for length in sorted(self._lengths, reverse=True):
+        for length in self._longest:
             domain = "*" + host[len(host) - length :]
             if length < len(host) and domain in self._known:
                 return domain
