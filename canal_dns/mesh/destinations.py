@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from canal_dns.mesh.attach import Workload, has_revision
 from canal_dns.mesh.hosts import complete, meant_service, service_of
-from canal_dns.mesh.records import DestinationRule, Labels, Service, Skip
+from canal_dns.mesh.records import DestinationRule, Labels, Service, Skip, frozen
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.view import View
 from canal_dns.settings import BindingSettings
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What a destination leads to."""
 

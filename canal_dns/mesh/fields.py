@@ -3,12 +3,14 @@
 Rules of this file:
 - an absent field and null are the same: the default;
 - a wrong type is never guessed at: a text where a list is expected would be read letter by letter;
+- paths are put together when somebody asks: tens of thousands of objects have nothing to complain of;
 - only `resources` uses this, and turns FieldError into a Skip: no exception leaves the border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 MAX_HOST = 253
@@ -27,14 +29,27 @@ class FieldError(Exception):
 class Fields:
     """A mapping of the object, and where it stands."""
 
-    __slots__ = ("mapping", "path")
+    __slots__ = ("_above", "_index", "_key", "mapping")
 
-    def __init__(self, mapping: Mapping[str, Any], path: str) -> None:
+    def __init__(
+        self, mapping: Mapping[str, Any], above: Fields | None = None, key: str = "", index: int | None = None
+    ) -> None:
+        """`above`: what it is found in, under `key`; there, if that is a list, at `index`. None: it is the object itself."""
         self.mapping = mapping
-        self.path = path
+        self._above = above
+        self._key = key
+        self._index = index
+
+    @property
+    def path(self) -> str:
+        if self._above is None:
+            return ""
+        place = self._above.where(self._key)
+        return place if self._index is None else f"{place}[{self._index}]"
 
     def where(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
+        path = self.path
+        return f"{path}.{key}" if path else key
 
     def has(self, key: str) -> bool:
         return self.mapping.get(key) is not None
@@ -54,7 +69,11 @@ class Fields:
         return value
 
     def host(self, key: str) -> str:
-        return host(self.required(key), self.where(key))
+        text = self.required(key)
+        why = _no_host(text)
+        if why:
+            raise FieldError(self.where(key), why)
+        return text
 
     def boolean(self, key: str) -> bool:
         value = self.mapping.get(key)
@@ -75,29 +94,43 @@ class Fields:
 
     def child(self, key: str) -> Fields:
         """The mapping under `key`; empty where it is absent."""
-        return _mapping(self.mapping.get(key), self.where(key))
+        value = self.mapping.get(key)
+        # What JSON gives is a dict; asking the abstract class is ten times slower.
+        return Fields(value, self, key) if type(value) is dict else self._odd(value, key)
 
-    def children(self, key: str) -> Iterator[Fields]:
+    def children(self, key: str) -> Iterable[Fields]:
         """The mappings of the list under `key`."""
-        for index, item in enumerate(self._items(key)):
-            place = f"{self.where(key)}[{index}]"
+        items = self._items(key)
+        return self._each(items, key) if items else ()
+
+    def _each(self, items: list[Any], key: str) -> Iterator[Fields]:
+        for index, item in enumerate(items):
             if item is None:
-                raise FieldError(place, "an empty entry")
-            yield _mapping(item, place)
+                raise FieldError(f"{self.where(key)}[{index}]", "an empty entry")
+            yield Fields(item, self, key, index) if type(item) is dict else self._odd(item, key, index)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """The texts of the list under `key`."""
         items = self._items(key)
+        if not items:
+            return ()
         for index, item in enumerate(items):
             if not isinstance(item, str) or not item:
                 raise FieldError(f"{self.where(key)}[{index}]", f"a text is needed, not {_type(item)}")
         return tuple(items)
 
     def hosts(self, key: str) -> tuple[str, ...]:
-        return tuple(host(text, f"{self.where(key)}[{index}]") for index, text in enumerate(self.texts(key)))
+        texts = self.texts(key)
+        for index, text in enumerate(texts):
+            why = _no_host(text)
+            if why:
+                raise FieldError(f"{self.where(key)}[{index}]", why)
+        return texts
 
     def labels(self, key: str) -> tuple[tuple[str, str], ...]:
         """A mapping of texts to texts, as sorted pairs."""
+        if self.mapping.get(key) is None:
+            return ()
         child = self.child(key)
         for name, value in child.mapping.items():
             if not isinstance(name, str) or not isinstance(value, str):
@@ -112,24 +145,24 @@ class Fields:
             raise FieldError(self.where(key), f"a list is needed, not {_type(value)}")
         return value
 
-
-def host(text: str, place: str) -> str:
-    """A host as Istio writes it: its length is checked, and that it is one word."""
-    bare = text.rpartition("/")[2]
-    if len(bare) > MAX_HOST:
-        raise FieldError(place, f"a host of {len(bare)} characters, at most {MAX_HOST} are allowed")
-    if not text.isprintable() or " " in text:
-        raise FieldError(place, f"{text[:80]!r} is not a host")
-    return text
+    def _odd(self, value: object, key: str, index: int | None = None) -> Fields:
+        """What is no dict: nothing, another mapping, or wrong."""
+        found = Fields(value if isinstance(value, Mapping) else _NOTHING, self, key, index)
+        if value is not None and found.mapping is _NOTHING:
+            raise FieldError(found.path, f"a mapping is needed, not {_type(value)}")
+        return found
 
 
-def _mapping(value: object, place: str) -> Fields:
-    if value is None:
-        return Fields({}, place)
-    # What JSON gives is a dict; asking the abstract class is ten times slower.
-    if type(value) is not dict and not isinstance(value, Mapping):
-        raise FieldError(place, f"a mapping is needed, not {_type(value)}")
-    return Fields(value, place)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _no_host(text: str) -> str:
+    """Why this is no host as Istio writes it, by its length or because it is not one word; "" if it is."""
+    if len(text) > MAX_HOST:
+        bare = text.rpartition("/")[2]
+        if len(bare) > MAX_HOST:
+            return f"a host of {len(bare)} characters, at most {MAX_HOST} are allowed"
+    return "" if text.isprintable() and " " not in text else f"{text[:80]!r} is not a host"
 
 
 def _type(value: object) -> str:

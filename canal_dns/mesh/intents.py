@@ -9,15 +9,15 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from canal_dns.dns.names import service_name
 from canal_dns.mesh.hosts import is_wildcard, meant_service, service_of
+from canal_dns.mesh.records import frozen
 from canal_dns.mesh.rules import Resolved
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Intent:
     """One place where a VirtualService names a Service."""
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 from canal_dns.mesh.patterns import Pattern, beginning, pattern
-from canal_dns.mesh.records import HttpMatch, StringMatch, Uses
+from canal_dns.mesh.records import HttpMatch, StringMatch, Uses, frozen
 
 FRESH = "~canal-dns~"
 """A text that no configuration contains: what a client may send that no test has foreseen."""
@@ -61,7 +60,7 @@ def examples(test: StringMatch) -> list[str]:
     return [text for text in (FRESH, *(short + FRESH for short in shortest), *shortest) if known.takes(text)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Condition:
     """A test on one header or query parameter."""
 
@@ -98,7 +97,7 @@ class Condition:
         return not holds(self.test, value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PathTest:
     """A test on the path, without query string. `fold`: letters of either case (regular expressions ignore it)."""
 
@@ -152,7 +151,7 @@ def _filled(known: Pattern, short: str, at: int) -> Iterator[str]:
     return (text for text in texts if known.takes(text))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RouteMatch:
     """All of one match."""
 

@@ -15,9 +15,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from canal_dns.dns.names import is_label
-from canal_dns.mesh.fields import FieldError, Fields, host
+from canal_dns.mesh.fields import FieldError, Fields
 from canal_dns.mesh.records import (
     KINDS,
     Destination,
@@ -91,7 +92,7 @@ def parse(raw: object) -> Record | Skip | None:
         return None
     namespace = name = ""
     try:
-        root = Fields(raw, "")
+        root = Fields(raw)
         meta = root.child("metadata")
         name = _name(meta, "name", "")
         if kind != "Namespace":
@@ -124,7 +125,8 @@ def _created(meta: Fields) -> float:
 
 def _annotation(meta: Fields, key: str) -> str:
     # Most objects have none that we read: 20,000 of them come at the start.
-    return "" if meta.mapping.get("annotations") in (None, {}) else meta.child("annotations").text(key)
+    known = meta.mapping.get("annotations")
+    return "" if known is None or known == {} else meta.child("annotations").text(key)
 
 
 def _bind(meta: Fields, remarks: list[tuple[str, str]]) -> bool | None:
@@ -157,7 +159,7 @@ def _service(root: Fields, meta: Fields, namespace: str, name: str) -> Service:
         rejected=rejected,
         headless=not external and spec.text("clusterIP") == "None",
         external_name=spec.host("externalName") if external else "",
-        ports=_shared(tuple(_service_port(port) for port in spec.children("ports"))),
+        ports=_service_ports(spec),
         selector=spec.labels("selector"),
         bind=_bind(meta, remarks),
         allow_from=_comma_list(_annotation(meta, ANNOTATION_ALLOW_FROM)),
@@ -215,6 +217,25 @@ def unusable(text: str) -> str:
     return ""
 
 
+def _service_ports(spec: Fields) -> tuple[ServicePort, ...]:
+    """The ports, read once for all Services that have the same."""
+    try:
+        return _same_ports(*[port.get(key) for port in spec.mapping["ports"] for key in _PORT])
+    except (AttributeError, FieldError, LookupError, TypeError):
+        # None, or something is wrong: said with its place.
+        return tuple(_service_port(port) for port in spec.children("ports"))
+
+
+_PORT = ("name", "protocol", "port", "targetPort", "appProtocol")
+
+
+@functools.lru_cache(1024, typed=True)
+def _same_ports(*values: Any) -> tuple[ServicePort, ...]:
+    """`values`: those of `_PORT`, port by port. By type too: true is no port, though it equals 1."""
+    ports = zip(*[iter(values)] * len(_PORT), strict=True)
+    return tuple(_service_port(Fields(dict(zip(_PORT, port, strict=True)))) for port in ports)
+
+
 def _service_port(port: Fields) -> ServicePort:
     target = port.mapping.get("targetPort")
     if target is not None and not isinstance(target, str):
@@ -226,11 +247,6 @@ def _service_port(port: Fields) -> ServicePort:
         target=target or None,
         app_protocol=port.text("appProtocol"),
     )
-
-
-@functools.lru_cache(1024)
-def _shared(ports: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
-    return ports
 
 
 def _endpoint_slice(root: Fields, meta: Fields, namespace: str, name: str) -> EndpointSlice:
@@ -392,7 +408,7 @@ def _destination_rule(root: Fields, meta: Fields, namespace: str, name: str) -> 
         name=name,
         created=_created(meta),
         revision=_revision(meta),
-        host=host(spec.required("host"), "spec.host"),
+        host=spec.host("host"),
         subsets=tuple(subset.required("name") for subset in spec.children("subsets")),
         export_to=spec.texts("exportTo"),
         workload_selector=spec.child("workloadSelector").labels("matchLabels") if spec.has("workloadSelector") else None,

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from canal_dns.mesh.records import frozen
+
 
 class Reason(Enum):
     """Why a name is bound or skipped, or an object not usable. `text` is its line in the documentation."""
@@ -67,7 +69,7 @@ CLAIM_DESTINATION = "destination"
 CLAIM_HOST = "host"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bound:
     """A name that answers with a gateway's address."""
 

@@ -9,11 +9,10 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from canal_dns.mesh.attach import Workload
 from canal_dns.mesh.matches import RouteMatch, translate
-from canal_dns.mesh.records import Destination, HttpMatch, L4Match
+from canal_dns.mesh.records import Destination, HttpMatch, L4Match, frozen
 from canal_dns.mesh.rules import Resolved, Rule, is_live
 
 Place = tuple[int, int, int, float, str, str, int, int]
@@ -21,7 +20,7 @@ Place = tuple[int, int, int, float, str, str, int, int]
 route."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """A destination on a port of the gateway: the cluster `outbound|PORT|SUBSET|HOST`, before it is known to exist."""
 
@@ -34,7 +33,7 @@ class Target:
     """Its place among the route's destinations as written."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Built:
     """A route of a VirtualService, not yet in a virtual host."""
 

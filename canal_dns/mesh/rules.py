@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from canal_dns.mesh.hosts import complete, gateway_name
-from canal_dns.mesh.records import Destination, HttpMatch, HttpRoute, L4Route, StringMatch, Uses, VirtualService
+from canal_dns.mesh.records import Destination, HttpMatch, HttpRoute, L4Route, StringMatch, Uses, VirtualService, frozen
 
 Lookup = Callable[[str, str], VirtualService | None]
 """(namespace, name) -> the VirtualService, if there is one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """One HTTP route as it reaches Envoy."""
 
@@ -52,7 +52,7 @@ class Unused:
     destinations: tuple[Destination, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resolved:
     """A VirtualService with every name in full."""
 

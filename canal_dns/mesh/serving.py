@@ -10,11 +10,12 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from canal_dns.mesh.destinations import Found
 from canal_dns.mesh.model import GatewayModel, RouteTable, SniChain
+from canal_dns.mesh.records import frozen
 from canal_dns.mesh.result import CLAIM_DESTINATION, CLAIM_HOST
 from canal_dns.mesh.routes import Target
 from canal_dns.mesh.servers import Listener
@@ -25,7 +26,7 @@ Counts = Callable[[str], bool]
 """False for a VirtualService (`namespace/name`) that opted out: its routes stand, but claim nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Served:
     """How one port of the gateway serves a name."""
 
