@@ -125,6 +125,10 @@ class Histogram:
         self.counts[bisect.bisect_left(BUCKETS, seconds)] += times
         self.total += seconds * times
 
+    def add(self, other: Histogram) -> None:
+        self.counts = [mine + others for mine, others in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
 
 class Counters:
     """The values of one process: `values[metric][labels]` for counters and gauges, `histograms[metric][labels]`."""
@@ -188,7 +192,5 @@ def merge(parts: Iterable[Counters]) -> Counters:
                 into[labels] += value
         for name, histograms in part.histograms.items():
             for labels, histogram in histograms.items():
-                target = whole.histograms[name][labels]
-                target.counts = [a + b for a, b in zip(target.counts, histogram.counts, strict=True)]
-                target.total += histogram.total
+                whole.histograms[name][labels].add(histogram)
     return whole
