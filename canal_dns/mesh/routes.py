@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from canal_dns.mesh.attach import Workload
-from canal_dns.mesh.matches import RouteMatch, translate
+from canal_dns.mesh.matches import EVERYTHING, RouteMatch, translate
 from canal_dns.mesh.records import Destination, HttpMatch, L4Match, frozen
 from canal_dns.mesh.rules import Resolved, Rule, is_live
 
@@ -45,13 +45,16 @@ class Built:
 class Entry:
     """A route in a virtual host."""
 
-    __slots__ = ("built", "dead", "gateway", "place", "reached", "redirects", "virtual_service")
+    __slots__ = ("built", "catch_all", "dead", "gateway", "path", "place", "reached", "redirects", "virtual_service")
 
     def __init__(
         self, place: Place, built: Built, virtual_service: str, gateway: str, *, redirects: bool = False, dead: bool = False
     ) -> None:
         self.place = place
         self.built = built
+        self.catch_all = built.match.is_catch_all
+        self.path = EVERYTHING.path if self.catch_all else built.match.path
+        """The path test; the two ways to write a catch-all are one."""
         self.virtual_service = virtual_service
         """`namespace/name` of the root."""
         self.gateway = gateway

@@ -52,6 +52,11 @@ class View:
         self._pods: dict[str, dict[str, Pod]] = {}
         self._before: dict[tuple[str, Key], Record | Skip | None] = {}
         self._unavailable: frozenset[str] = frozenset()
+        self.services = cast(Mapping[Key, Service], MappingProxyType(self._records["Service"]))
+        self.namespaces = cast(Mapping[Key, Namespace], MappingProxyType(self._records["Namespace"]))
+        self.gateways = cast(Mapping[Key, Gateway], MappingProxyType(self._records["Gateway"]))
+        self.virtual_services = cast(Mapping[Key, VirtualService], MappingProxyType(self._records["VirtualService"]))
+        self.destination_rules = cast(Mapping[Key, DestinationRule], MappingProxyType(self._records["DestinationRule"]))
         for record in records:
             self.apply(record)
 
@@ -97,26 +102,6 @@ class View:
             if new != old:
                 changes.append(Change(kind, key, _usable(old), _usable(new)))
         return changes
-
-    @property
-    def services(self) -> Mapping[Key, Service]:
-        return cast(Mapping[Key, Service], MappingProxyType(self._records["Service"]))
-
-    @property
-    def namespaces(self) -> Mapping[Key, Namespace]:
-        return cast(Mapping[Key, Namespace], MappingProxyType(self._records["Namespace"]))
-
-    @property
-    def gateways(self) -> Mapping[Key, Gateway]:
-        return cast(Mapping[Key, Gateway], MappingProxyType(self._records["Gateway"]))
-
-    @property
-    def virtual_services(self) -> Mapping[Key, VirtualService]:
-        return cast(Mapping[Key, VirtualService], MappingProxyType(self._records["VirtualService"]))
-
-    @property
-    def destination_rules(self) -> Mapping[Key, DestinationRule]:
-        return cast(Mapping[Key, DestinationRule], MappingProxyType(self._records["DestinationRule"]))
 
     def slices(self, namespace: str, service: str) -> tuple[EndpointSlice, ...]:
         """The EndpointSlices of a Service, by name."""

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from canal_dns.mesh.hosts import is_wildcard
-from canal_dns.mesh.matches import EVERYTHING, Condition, PathTest
+from canal_dns.mesh.matches import Condition, PathTest
 from canal_dns.mesh.reach import leaves_something
 from canal_dns.mesh.records import Uses
 from canal_dns.mesh.routes import Entry, Place
@@ -57,16 +57,22 @@ class Paths:
         self.exact: dict[tuple[bool, str], Bucket] = {}
         self.prefix: dict[tuple[bool, str], Bucket] = {}
         self.regex: dict[PathTest, Bucket] = {}
-        self.lengths: Counter[tuple[bool, int]] = Counter()
+        self.lengths: dict[tuple[bool, int], int] = {}
 
     def bucket(self, test: PathTest) -> Bucket:
         key = _key(test)
         if test.test.uses is Uses.EXACT:
-            return self.exact.setdefault(key, Bucket())
+            found = self.exact.get(key)
+            if found is None:
+                found = self.exact[key] = Bucket()
+            return found
         if test.test.uses is Uses.PREFIX:
-            if key not in self.prefix:
-                self.lengths[key[0], len(key[1])] += 1
-            return self.prefix.setdefault(key, Bucket())
+            found = self.prefix.get(key)
+            if found is None:
+                found = self.prefix[key] = Bucket()
+                length = key[0], len(key[1])
+                self.lengths[length] = self.lengths.get(length, 0) + 1
+            return found
         return self.regex.setdefault(test, Bucket())
 
     def clean(self, test: PathTest) -> None:
@@ -90,11 +96,11 @@ class Paths:
         lowered = path.lower()
         for fold, text in ((False, path), (True, lowered)):
             bucket = self.exact.get((fold, text))
-            if bucket:
+            if bucket is not None:
                 yield bucket
         for fold, length in self.lengths:
             bucket = self.prefix.get((fold, (lowered if fold else path)[:length])) if length <= len(path) else None
-            if bucket:
+            if bucket is not None:
                 yield bucket
         for test, bucket in self.regex.items():
             if test.takes(path):
@@ -117,9 +123,9 @@ class VirtualHost:
         """Routes that test the authority, on a wildcard domain."""
         self.by_host: dict[str, set[Place]] = {}
         """Destination host -> routes to it."""
-        self.governing: Counter[str] = Counter()
+        self.governing: dict[str, int] = {}
         """VirtualService -> its reached routes, tests of the authority aside."""
-        self.namespaces: Counter[str] = Counter()
+        self.namespaces: dict[str, int] = {}
         """Namespace -> reached routes of its VirtualServices."""
         self._were: dict[str, bool] = {}
         """Namespaces whose routes changed in this change -> were any of them reached before?"""
@@ -146,7 +152,7 @@ class VirtualHost:
             self._unlink(entry)
             if self._counts(entry):
                 doubtful.update(self._affected(entry))
-                self._paths.clean(_path(entry))
+                self._paths.clean(entry.path)
         for entry in new:
             changed.add(entry)
             self.entries[entry.place] = entry
@@ -206,13 +212,13 @@ class VirtualHost:
         """Earlier routes that take what this one would, for messages: at best the one that takes it all."""
         extra = [one for one in (self.passing(host) if self.special else []) if one.place < entry.place]
         some: set[Place] = set()
-        for path in _path(entry).candidates():
+        for path in entry.path.candidates():
             buckets = list(self._paths.hit(path))
             whole = [bucket.free[0] for bucket in buckets if bucket.free and bucket.free[0] < entry.place]
             if whole:
                 return [self.entries[min(whole)]]
             some.update(places[0] for bucket in buckets for places in bucket.conditional.values() if places[0] < entry.place)
-            some.update(one.place for one in extra if _path(one).takes(path))
+            some.update(one.place for one in extra if one.path.takes(path))
         return [self.entries[place] for place in sorted(some)]
 
     def _counts(self, entry: Entry, extra: Iterable[Entry] = ()) -> bool:
@@ -238,11 +244,11 @@ class VirtualHost:
             if is_wildcard(self.domain) and not entry.dead:
                 self.special[entry.place] = entry
             return False
-        self._paths.bucket(_path(entry)).add(_conditions(entry), entry.place)
-        if entry.built.match.is_catch_all:
+        self._paths.bucket(entry.path).add(_conditions(entry), entry.place)
+        if entry.catch_all:
             insort(self._catch_alls, entry.place)
             return True
-        for path in _path(entry).candidates():
+        for path in entry.path.candidates():
             if path not in self._watchers:
                 self._watchers[path] = []
                 insort(self._watched, path)
@@ -255,11 +261,11 @@ class VirtualHost:
             self._govern(entry, -1)
         if self.special.pop(entry.place, None) is not None or not self._counts(entry):
             return
-        self._paths.bucket(_path(entry)).remove(_conditions(entry), entry.place)
-        if entry.built.match.is_catch_all:
+        self._paths.bucket(entry.path).remove(_conditions(entry), entry.place)
+        if entry.catch_all:
             del self._catch_alls[bisect_left(self._catch_alls, entry.place)]
             return
-        for path in _path(entry).candidates():
+        for path in entry.path.candidates():
             places = self._watchers[path]
             del places[bisect_left(places, entry.place)]
             if not places:
@@ -271,11 +277,11 @@ class VirtualHost:
 
     def _affected(self, entry: Entry) -> Iterator[Place]:
         """Later routes that a change of this one may reveal or hide."""
-        test = _path(entry)
+        test = entry.path
         end = self._paths.bucket(test).end(entry.place)
         if end is not None and end < entry.place:
             return
-        if entry.built.match.is_catch_all:
+        if entry.catch_all:
             lists = [self._catch_alls]
         else:
             lists = [self._catch_alls[:1], *(self._watchers[path] for path in self._watched_by(test))]
@@ -303,29 +309,25 @@ class VirtualHost:
         namespace = entry.virtual_service.partition("/")[0]
         self._were.setdefault(namespace, namespace in self.namespaces)
         for counter, name in ((self.governing, entry.virtual_service), (self.namespaces, namespace)):
-            counter[name] += by
-            if not counter[name]:
+            left = counter.get(name, 0) + by
+            if left:
+                counter[name] = left
+            else:
                 del counter[name]
 
     def _leaves(self, entry: Entry, extra: Iterable[Entry]) -> bool:
         """Some candidate path has a request that no earlier route takes."""
         place = entry.place
         own = _conditions(entry)
-        for path in _path(entry).candidates():
+        for path in entry.path.candidates():
             buckets = list(self._paths.hit(path))
             if any(bucket.free and bucket.free[0] < place for bucket in buckets):
                 continue
             ways = [way for bucket in buckets for way, places in bucket.conditional.items() if places[0] < place]
-            ways += [_conditions(one) for one in extra if one.place < place and _path(one).takes(path)]
+            ways += [_conditions(one) for one in extra if one.place < place and one.path.takes(path)]
             if leaves_something(own, ways):
                 return True
         return False
-
-
-def _path(entry: Entry) -> PathTest:
-    """The path test; the two ways to write a catch-all are one."""
-    match = entry.built.match
-    return EVERYTHING.path if match.is_catch_all else match.path
 
 
 def _conditions(entry: Entry) -> Conditions:
