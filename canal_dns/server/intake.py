@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 from canal_dns.dns.access import Gate
 from canal_dns.dns.responder import Drop, Forward, Reply, Source, decide
 from canal_dns.dns.table import AnswerTable, TableCell
-from canal_dns.dns.wire import Ede, Failure, Query, rcode_text, servfail, type_label
+from canal_dns.dns.wire import Ede, Failure, Query, rcode_text, servfail
 from canal_dns.metrics import Counters
+from canal_dns.server import tally
 from canal_dns.server.querylog import QueryLog
+from canal_dns.server.tally import Tally
 
-_RCODES = [(rcode_text(code),) for code in range(16)]
-_UPSTREAM = (Source.UPSTREAM.value,)
-_LOCAL = (Source.LOCAL.value,)
+_PLACES = {source: tally.SOURCES.index(source.value) for source in Source}
 
 log = logging.getLogger("canal_dns.server")
 
@@ -44,23 +43,19 @@ class Intake:
     """One per process. `gate` is replaced when settings change, `query_log` is None while there is none."""
 
     __slots__ = (
-        "_answers", "_dropped", "_durations", "_exempt", "_forwarder", "_requests", "_responses", "_told", "cell", "counters",
-        "gate", "query_log",
+        "_dropped", "_exempt", "_forwarder", "_told", "cell", "counters", "gate", "query_log", "tally",
     )  # fmt: skip
 
-    def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters) -> None:
+    def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters, tally: Tally) -> None:
         self.cell = cell
         self.gate = gate
         self.counters = counters
+        self.tally = tally
         self.query_log: QueryLog | None = None
         self._forwarder = forwarder
         self._told = -math.inf
-        self._requests = counters["canal_dns_requests_total"]
         self._exempt = counters["canal_dns_exempt_requests_total"]
-        self._responses = counters["canal_dns_responses_total"]
-        self._answers = counters["canal_dns_answers_total"]
         self._dropped = counters["canal_dns_dropped_total"]
-        self._durations = counters.histograms["canal_dns_request_duration_seconds"]
 
     @property
     def quick(self) -> AnswerTable | None:
@@ -70,7 +65,6 @@ class Intake:
     def decide(self, packet: bytes, host: str, port: int, stream: bool, now: float) -> Reply | Forward | Drop:
         """Judge one packet and count it as received, or as dropped."""
         verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now)
-        proto = "tcp" if stream else "udp"
         if isinstance(verdict, Drop):
             self._dropped[(verdict.reason,)] += 1
         else:
@@ -80,9 +74,9 @@ class Intake:
                     self._exempt[()] += 1
             else:
                 qtype = verdict.qtype
-            self._requests[(proto, type_label(qtype))] += 1
+            self.tally.request(qtype, stream=stream)
         if self.query_log is not None:
-            self.query_log.record(packet, proto, host, port, _outcome(verdict), now)
+            self.query_log.record(packet, "tcp" if stream else "udp", host, port, _outcome(verdict), now)
         return verdict
 
     def failed(self, now: float) -> None:
@@ -94,10 +88,7 @@ class Intake:
 
     def replied(self, reply: Reply, since: float) -> None:
         """Count a reply of our own; `since` as given to `decide`."""
-        source = (reply.source.value,)
-        self._responses[(rcode_text(reply.rcode),)] += 1
-        self._answers[source] += 1
-        self._durations[source].observe(time.monotonic() - since)
+        self.tally.reply(_PLACES[reply.source], reply.rcode, since)
 
     def forward(
         self, verdict: Forward, host: str, reply_to: Callable[[bytes | None], None], *, udp_port: int | None = None
@@ -114,10 +105,7 @@ class Intake:
 
     def relayed(self, wire: bytes, since: float) -> None:
         """Count a reply that the forwarder gave: an upstream's, or a failure of our own."""
-        source = _LOCAL if type(wire) is Failure else _UPSTREAM
-        self._responses[_RCODES[wire[3] & 15]] += 1
-        self._answers[source] += 1
-        self._durations[source].observe(time.monotonic() - since)
+        self.tally.reply(tally.LOCAL if type(wire) is Failure else tally.UPSTREAM, wire[3] & 15, since)
 
 
 def _outcome(verdict: Reply | Forward | Drop) -> str:

@@ -18,11 +18,12 @@ from typing import Protocol
 from canal_dns.dns import names
 from canal_dns.dns.access import Gate
 from canal_dns.dns.table import AnswerTable, Delta, TableCell
-from canal_dns.metrics import Counters
+from canal_dns.metrics import Counters, merge
 from canal_dns.server.forwarder import Forwarder
 from canal_dns.server.intake import Intake
 from canal_dns.server.querylog import QueryLog
 from canal_dns.server.sockets import open_both, port_of
+from canal_dns.server.tally import Tally
 from canal_dns.server.tcp import Connections, TcpListener
 from canal_dns.server.udp import UdpListener
 from canal_dns.settings import Endpoint, Settings
@@ -104,7 +105,8 @@ class _Pair:
 class PacketService:
     """The DataPlane of one process; `shared`: others bind the same addresses."""
 
-    def __init__(self, settings: Settings, *, shared: bool = False) -> None:
+    def __init__(self, settings: Settings, *, shared: bool = False, tally: Tally | None = None) -> None:
+        """`tally`: where the hot path counts, if whoever owns it reads it there; else memory of this process."""
         self._settings = settings
         self._shared = shared
         self._zone = names.from_text(settings.zone.cluster_domain)
@@ -112,6 +114,7 @@ class PacketService:
         self._gate = Gate(settings.access)
         self._exempt: frozenset[str] = frozenset()
         self._counters = Counters()
+        self._tally = tally or Tally()
         self._pairs: dict[Endpoint, _Pair] = {}
         self._retired: dict[Endpoint, _Pair] = {}
 
@@ -127,7 +130,7 @@ class PacketService:
     async def start(self) -> None:
         settings = self._settings
         self._forwarder = Forwarder(settings.forward, self._cell, self._counters, is_peer=self._is_peer)
-        self._intake = Intake(self._cell, self._gate, self._forwarder, self._counters)
+        self._intake = Intake(self._cell, self._gate, self._forwarder, self._counters, self._tally)
         self._intake.query_log = QueryLog() if settings.log.queries else None
         self._connections = Connections(self._intake, settings.listen.tcp, settings.access.peers)
         try:
@@ -188,6 +191,12 @@ class PacketService:
 
     def own_counters(self) -> Counters:
         """The same at once, for a caller that cannot wait."""
+        whole = merge((self.counters_beside_tally(),))
+        self._tally.add_to(whole)
+        return whole
+
+    def counters_beside_tally(self) -> Counters:
+        """What whoever reads the tally does not know yet."""
         for pair in self._pairs.values():
             pair.udp.count_kernel_drops()
         return self._counters
