@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from canal_dns.app import control, demo, loop, remote
+from canal_dns.app import control, demo, loop, queries, remote
 from canal_dns.app.feed import Feed, offline
 from canal_dns.cli import render
 from canal_dns.cli.options import EXIT_FAILED, EXIT_OK, configuration
@@ -67,6 +67,26 @@ def explain(options: argparse.Namespace) -> int:
     return EXIT_OK if all(one.bound for one in explained) else EXIT_FAILED
 
 
+def write_queries(options: argparse.Namespace) -> int:
+    """Print queries for the names of a table, one a line."""
+    mix = queries.read_mix(options.mix)
+    if not 1 <= options.count <= queries.MOST:
+        raise ConfigError("--count", options.count, f"1 to {queries.MOST:,}")
+    if options.server:
+        names = queries.names_of(_ask(options), options.cluster_domain)
+    else:
+        feed = _read(options)
+        names = queries.names_of(feed.to_plain(), feed.settings.cluster_domain)
+    impossible = queries.impossible(names, mix)
+    if not mix.keys() - impossible.keys():
+        raise ConfigError("--mix", options.mix, f"nothing of it can be asked: {'; '.join(impossible.values())}")
+    for kind, why in impossible.items():
+        print(f"canal-dns: warning: no queries of kind {kind}: {why}", file=sys.stderr)
+    for line in queries.lines(names, mix, options.count, options.seed):
+        print(line)
+    return EXIT_OK
+
+
 def check(options: argparse.Namespace) -> int:
     """Validate a configuration; warnings do not change the exit status."""
     settings = configuration(options).load()
@@ -106,6 +126,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": run_demo,
     "table": table,
     "explain": explain,
+    "queries": write_queries,
     "check": check,
 }
 """Command -> what runs it."""

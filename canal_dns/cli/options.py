@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from canal_dns import __version__
+from canal_dns.app import queries
 from canal_dns.app.config import Configuration
 from canal_dns.errors import ConfigError
 
@@ -49,6 +50,21 @@ Prints the chain Service -> VirtualService -> Gateway -> VIP for each name, or t
 and the field. A name may be short: `helloworld` (where one namespace has it), `helloworld.shop`, or the whole name."""
 
 _EXPLAIN_EXIT = "exit status: 0 when every name is bound, 1 when one is not, 2 for bad use.\n"
+
+
+_QUERIES = """\
+Prints queries, "NAME TYPE" on each line, as dnsperf and flamethrower read them: for names of the live table, of other
+Services, of Services that do not exist, and for what a pod's search list (ndots:5) tries in vain before each. Every name
+is asked for A and AAAA. The same bindings and the same seed give the same lines."""
+
+_QUERIES_EXAMPLES = """\
+examples:
+  canal-dns queries --server http://127.0.0.1:8080 > cluster.queries
+  canal-dns queries --kubeconfig ~/.kube/config --mix bound=100 --count 1000
+  dnsperf -s 10.96.0.10 -d cluster.queries -c 8 -l 30
+
+kinds of --mix:
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +110,21 @@ def parser() -> argparse.ArgumentParser:
     _add_source(explain)
     _add_report(explain)
 
+    kinds = "".join(f"  {kind:8} {what}\n" for kind, what in queries.KINDS.items())
+    asked = commands.add_parser(
+        "queries",
+        help="queries for dnsperf, from the live table",
+        description=_QUERIES,
+        epilog=_QUERIES_EXAMPLES + kinds,
+        formatter_class=raw,
+    )
+    _add_config(asked)
+    _add_source(asked)
+    _add_server(asked)
+    asked.add_argument("--mix", default=queries.DEFAULT_MIX, metavar="KIND=SHARE[,...]", help=f"default {queries.DEFAULT_MIX}")
+    asked.add_argument("--count", type=int, default=10_000, metavar="N", help="so many queries (default 10000)")
+    asked.add_argument("--seed", type=int, default=1, metavar="N", help="of the chance (default 1)")
+
     check = commands.add_parser(
         "check",
         help="validate a configuration",
@@ -119,8 +150,12 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cluster-domain", metavar="DOMAIN", help="default cluster.local")
 
 
-def _add_report(command: argparse.ArgumentParser) -> None:
+def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument("--server", metavar="URL", help="ask a running server, such as http://127.0.0.1:8080")
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    _add_server(command)
     command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default text")
 
 

@@ -30,6 +30,7 @@ NOT_RUN = {
     "helm-test": "needs a kubelet: the test is a pod",
     "port-forward": "needs a kubelet; the commands after it ask canal-dns beside the API server",
     "k3s": "restarts a CoreDNS that a platform runs",
+    "dnsperf": "loads a cluster for minutes",
     "eks": "Amazon's own command, for a cluster there",
 }
 """Blocks that nothing runs, by name, and why. The document says so too."""
@@ -45,9 +46,9 @@ def text(name):
 
 
 def argv(line):
-    """The words of a `canal-dns …` command, up to a pipe or the end."""
+    """The words of a `canal-dns …` command, up to a pipe, a redirection or the end."""
     words = shlex.split(line.replace('"$KUBECONFIG"', "kubeconfig"), comments=True)[1:]
-    return words[: next((at for at, word in enumerate(words) if word in ("|", "||", "&&", ";")), len(words))]
+    return words[: next((at for at, word in enumerate(words) if word in ("|", "||", "&&", ";", ">")), len(words))]
 
 
 def lines_of(block):
@@ -96,7 +97,7 @@ def test_every_command_of_ours_is_one(name):
     """In blocks, and in the prose where it is whole: `canal-dns explain NAME --server URL`."""
     blocks = [block for block in COMMANDS if block.document == name]
     found = [line for block in blocks for line in lines_of(block) if line.startswith("canal-dns ")]
-    found += re.findall(r"`(canal-dns (?:table|explain|check|serve|demo) [^`\n]+)`", text(name))
+    found += re.findall(r"`(canal-dns (?:table|explain|queries|check|serve|demo) [^`\n]+)`", text(name))
     for line in found:
         options.parser().parse_args(argv(line.replace("…", "")))
 
