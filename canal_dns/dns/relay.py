@@ -59,7 +59,7 @@ def relay(query: Query, reply: bytes, table: AnswerTable | None) -> Relayed:
         rcode = changed.rcode
     elif flags & AD and (query.ad or query.do):
         own |= AD
-    wire = _fit(query, own | rcode, body, opt)
+    wire = fit(query, own | rcode, body, opt)
     return _failure(query) if wire is None else Relayed(wire, rcode, changed is not None)
 
 
@@ -91,7 +91,7 @@ def _unwanted(query: Query) -> frozenset[int]:
     return _DNSSEC - {query.qtype} if query.qtype in _DNSSEC else _DNSSEC
 
 
-def _fit(query: Query, flags: int, body: Body, opt: bytes) -> bytes | None:
+def fit(query: Query, flags: int, body: Body, opt: bytes) -> bytes | None:
     """The message within the client's limit; None: it cannot be sent on a stream either."""
     size = HEADER + len(query.question) + len(opt)
     if size + len(body.octets) <= query.limit:

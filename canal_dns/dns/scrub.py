@@ -51,6 +51,22 @@ def concerns(query: Query, scan: Scan, table: AnswerTable) -> bool:
     return False
 
 
+def mentioned(query: Query, scan: Scan) -> frozenset[bytes]:
+    """The names, lower-cased, on whose being bound it depends what concerns() and scrub() make of a reply: all others may be
+    bound to whatever one likes."""
+    found = {query.name}
+    for record in scan.records:
+        rtype = record.rtype
+        if rtype in _CHAINED or rtype == Type.RRSIG:
+            found.add(record.owner.lower())
+            if rtype in _SERVICE:
+                found.add(_target(scan, record))
+        elif rtype == Type.CNAME:
+            found.add(scan.names[record.data].lower())
+    found.discard(b"")
+    return frozenset(found)
+
+
 def scrub(query: Query, scan: Scan, table: AnswerTable, rcode: int) -> Scrubbed | None:
     """The records of a reply with every bound name's addresses replaced; None: nothing had to change."""
     chain = _chain(query, scan, table) if query.qtype in _CHAINED else None
