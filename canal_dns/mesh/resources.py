@@ -219,11 +219,14 @@ def unusable(text: str) -> str:
 
 def _service_ports(spec: Fields) -> tuple[ServicePort, ...]:
     """The ports, read once for all Services that have the same."""
-    try:
-        return _same_ports(*[port.get(key) for port in spec.mapping["ports"] for key in _PORT])
-    except (AttributeError, FieldError, LookupError, TypeError):
-        # None, or something is wrong: said with its place.
-        return tuple(_service_port(port) for port in spec.children("ports"))
+    ports = spec.mapping.get("ports")
+    if type(ports) is list:
+        try:
+            return _same_ports(*[port.get(key) for port in ports for key in _PORT])
+        except (AttributeError, FieldError, TypeError):
+            # What is wrong is said below, with its place.
+            pass
+    return tuple(_service_port(port) for port in spec.children("ports"))
 
 
 _PORT = ("name", "protocol", "port", "targetPort", "appProtocol")

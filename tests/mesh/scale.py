@@ -2,7 +2,8 @@
 
 20,000 Services, 5,000 VirtualServices, 2,000 namespaces; every VirtualService in the shape of the original's users: hosts `*`,
 one exact path, one destination. `same`: all ask for `/hello`, so all but one are hidden; `own`: each has its own path; `hosts`:
-each has its Service's name as host.
+each has its Service's name as host; `subsets`: that too, and each names a subset that a DestinationRule of its own defines, all
+of them in one namespace.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ def _name(number: int) -> str:
 
 def _route(number: int, shape: str, destination: str = "") -> Any:
     path = "/hello" if shape == "same" else f"/hello/{number}"
+    aim = make.to(destination or _name(number), subset="v1" if shape == "subsets" else None)
     return parse(
         make.virtual_service(
-            make.http(destination or _name(number), match={"uri": {"exact": path}}),
+            make.http(aim, match={"uri": {"exact": path}}),
             name=f"vs-{number}",
-            hosts=[_name(number)] if shape == "hosts" else ["*"],
+            hosts=[_name(number)] if shape in ("hosts", "subsets") else ["*"],
             created=number % 3000,
         )
     )
@@ -44,7 +46,13 @@ def _view(shape: str) -> View:
         view.apply(parse(make.service(f"svc-{number}", f"ns-{number % NAMESPACES}")))  # type: ignore[arg-type]
     for number in range(ROUTES):
         view.apply(_route(number, shape))
+        if shape == "subsets":
+            view.apply(_rule(number, "v1"))
     return view
+
+
+def _rule(number: int, subset: str) -> Any:
+    return parse(make.destination_rule(_name(number), subset, name=f"rule-{number}", namespace="istio-system"))
 
 
 def _timed(label: str, work: Any, times: int = 1) -> Any:
@@ -83,6 +91,8 @@ def main(shapes: list[str]) -> None:
         _timed("Service: deleted", lambda n: drop("Service", f"ns-{n}", f"svc-{n}"), 200)
         _timed("Service: created", lambda n: change(parse(make.service(f"svc-{n}", f"ns-{n}"))), 200)
         _timed("Service that nobody routes to", lambda n: change(parse(make.service(f"new-{n}", "ns-1"))), 200)
+        _timed("DestinationRule: another subset", lambda n: change(_rule(n, "v2")), 200)
+        _timed("Namespace: new", lambda n: change(parse(make.namespace(f"new-{n}"))), 20)
         _timed("Namespace: opted out", lambda n: change(parse(make.namespace(f"ns-{n}", bind="false"))), 20)
         _timed("Gateway: another server", lambda n: change(parse(make.gateway(make.server(80), make.tcp_server()))))
 
@@ -93,11 +103,11 @@ def _foreign(number: int, shape: str) -> Any:
             make.http(_name(number), match={"uri": {"prefix": f"/foreign/{number}"}}),
             name="foreign",
             namespace=f"ns-{number}",
-            hosts=["*"] if shape != "hosts" else [_name(number)],
+            hosts=[_name(number)] if shape in ("hosts", "subsets") else ["*"],
             created=3000,
         )
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["same", "own", "hosts"])
+    main(sys.argv[1:] or ["same", "own", "hosts", "subsets"])

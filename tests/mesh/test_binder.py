@@ -435,6 +435,32 @@ def test_a_destination_that_goes_takes_the_hosts_with_it() -> None:
     assert made.refresh() == {full("third.default"): None}
 
 
+def test_a_namespace_that_forbids_nothing_has_no_name_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, made = binder(make.gateway(), make.virtual_service())
+    monkeypatch.setattr(Binder, "_evaluate", None)
+    put(view, make.namespace("default", bind="what"))
+    assert made.refresh() == {}
+    assert [one.object for one in made.result.problems] == ["Namespace default"]
+    view.delete("Namespace", "", "default")
+    assert made.refresh() == {}
+
+
+def test_a_destination_rule_touches_the_names_that_stand_for_its_host() -> None:
+    aim = make.http(make.to(full("alias.default"), subset="v1"))
+    view, made = binder(
+        make.gateway(),
+        make.service(),
+        make.service("alias", type="ExternalName", externalName=HELLO),
+        make.virtual_service(aim, hosts=[HELLO]),
+    )
+    assert made.result.bound == {}
+    put(view, make.destination_rule(HELLO, "v1"))
+    assert set(made.refresh()) == {HELLO}
+    assert set(made.result.bound) == {HELLO}
+    view.delete("DestinationRule", "default", "dr")
+    assert made.refresh() == {HELLO: None}
+
+
 def test_a_namespace_that_opts_out_takes_its_names_along() -> None:
     view, made = binder(make.gateway(), make.virtual_service())
     put(view, make.namespace("default", bind="false"))

@@ -87,6 +87,10 @@ REFUSED: list[tuple[dict[str, Any], str, Any, str]] = [
     (make.service(), "metadata.namespace", "a.b", "not a DNS label"),
     (make.service(), "spec.ports[0].port", 0, "a whole number"),
     (make.service(), "spec.ports[0].targetPort", [80], "a whole number"),
+    (make.service(), "spec.ports", "", "a list is needed"),
+    (make.service(), "spec.ports", {}, "a list is needed"),
+    (make.service(ports=(1,)), "spec.ports[0].port", True, "a whole number"),
+    (make.service(ports=(80,)), "spec.ports[0].port", 80.0, "a whole number"),
     (make.service(type="ExternalName"), "spec.externalName", None, "this field is missing"),
     (make.pod(), "metadata.labels", {"a": None}, "a text is needed, not nothing"),
     (make.endpoints(), "endpoints[0]", {"addresses": "10.244.0.1"}, "a list is needed"),
@@ -200,6 +204,13 @@ PLACES = [(raw, path) for raw in WHOLE for path in path_sets(raw) if path not in
 def test_no_field_raises_whatever_stands_there(value: Any) -> None:
     for raw, path in PLACES:
         assert parse(changed(raw, path, value)) is not None, path
+
+
+def test_equal_ports_are_shared_by_value_and_type() -> None:
+    first, second = (parse(make.service(name, ports=(1, 80))) for name in ("a", "b"))
+    assert first.ports is second.ports  # type: ignore[union-attr]
+    for equal in (True, 1.0):
+        assert isinstance(parse(make.service(ports=({"port": equal}, {"port": 80}))), Skip)
 
 
 def test_a_service() -> None:
