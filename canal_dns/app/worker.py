@@ -1,4 +1,4 @@
-"""The main module of a worker process: `python -m canal_dns.app.worker FD`.
+"""The main module of a worker process: `python -m canal_dns.app.worker FD TALLY`.
 
 It imports the packet path and nothing else: no rule, no YAML, no metrics library, whose memory every worker would pay for.
 """
@@ -13,20 +13,20 @@ from canal_dns.server.child import run_worker
 from canal_dns.settings import LogSettings
 
 
-def argv(fd: int) -> list[str]:
-    """The command of a worker process that is given the socket `fd`."""
-    return [sys.executable, "-m", "canal_dns.app.worker", str(fd)]
+def argv(fd: int, tally: int) -> list[str]:
+    """The command of a worker process that is given the socket `fd` and the memory `tally`."""
+    return [sys.executable, "-m", "canal_dns.app.worker", str(fd), str(tally)]
 
 
-def main(fd: int) -> None:
+def main(fd: int, tally: int) -> None:
     """The whole life of a worker process."""
     logs = Logs()
     logs.start(LogSettings())
     try:
-        run_worker(fd, new_event_loop, logs.configure)
+        run_worker(fd, tally, new_event_loop, logs.configure)
     finally:
         logs.stop()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -31,29 +32,37 @@ from canal_dns.server.link import (
     Stop,
 )
 from canal_dns.server.service import PacketService
+from canal_dns.server.tally import Tally
 from canal_dns.settings import LogSettings
 
 HEARTBEAT = 1.0
-"""Seconds between two reports; they carry the counters, so that a worker's death loses a second of them at most."""
+"""Seconds between two reports; they carry what is not in the tally, of which a worker's death loses a second at most."""
 
 log = logging.getLogger("canal_dns.server")
 
 
 def run_worker(
     fd: int,
+    tally: int,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     on_log_settings: Callable[[LogSettings], None] = lambda _: None,
 ) -> None:
-    """Serve until the control process at the other end of the socket `fd` says stop, or is gone."""
+    """Serve until the control process at the other end of the socket `fd` says stop, or is gone.
+
+    `tally`: the descriptor of the memory that the control process reads.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _raise_descriptor_limit()
+    counted = Tally(tally)
+    os.close(tally)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_Worker(on_log_settings).run(socket.socket(fileno=fd)))
+        runner.run(_Worker(counted, on_log_settings).run(socket.socket(fileno=fd)))
 
 
 class _Worker:
-    def __init__(self, on_log_settings: Callable[[LogSettings], None]) -> None:
+    def __init__(self, tally: Tally, on_log_settings: Callable[[LogSettings], None]) -> None:
+        self._tally = tally
         self._on_log_settings = on_log_settings
         self._link = Link(self._on_message, self._on_lost)
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -101,9 +110,9 @@ class _Worker:
         if self._service is not None:
             await self._answer(message, self._service.reconfigure(settings))
         elif message.table:
-            self._unstarted = message, PacketService(settings, shared=True)
+            self._unstarted = message, PacketService(settings, shared=True, tally=self._tally)
         else:
-            await self._start(message, PacketService(settings, shared=True))
+            await self._start(message, PacketService(settings, shared=True, tally=self._tally))
 
     async def _publish(self, message: Publish) -> None:
         service = self._present()
@@ -163,7 +172,7 @@ class _Worker:
     def _report(self, token: int) -> None:
         if not self._link.blocked:
             service = self._service
-            rows = [] if service is None else service.own_counters().to_plain()
+            rows = [] if service is None else service.counters_beside_tally().to_plain()
             self._link.send(Report(token, 0 if service is None else service.generation, rows))
 
 

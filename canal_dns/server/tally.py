@@ -9,10 +9,12 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
 from bisect import bisect_left
+from collections.abc import Iterator
 
 from canal_dns.dns.codes import Type, rcode_text, type_label
 from canal_dns.metrics import BUCKETS, Counters, Histogram
@@ -50,7 +52,7 @@ class Tally:
     __slots__ = ("words",)
 
     def __init__(self, descriptor: int = -1) -> None:
-        """Over a file from `create`, which may be closed then; without one, over memory of this process."""
+        """Over the file of `memory`, which may be closed then; without one, over memory of this process."""
         self.words = memoryview(mmap.mmap(descriptor, 8 * SIZE)).cast("Q")
 
     def request(self, qtype: int, *, stream: bool) -> None:
@@ -99,8 +101,12 @@ class Tally:
                 histogram.add(Histogram(counts, words[first + DURATION - 1] / _SECOND))
 
 
-def create() -> int:
-    """The descriptor of an array of zeros that a worker process can be given. Raises OSError."""
+@contextlib.contextmanager
+def memory() -> Iterator[int]:
+    """The descriptor of an array of zeros, for another process to inherit; closed at the end. Raises OSError."""
     descriptor = os.memfd_create("canal-dns-tally")
-    os.ftruncate(descriptor, 8 * SIZE)
-    return descriptor
+    try:
+        os.ftruncate(descriptor, 8 * SIZE)
+        yield descriptor
+    finally:
+        os.close(descriptor)

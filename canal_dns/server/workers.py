@@ -4,7 +4,8 @@ Rules of this file:
 - a worker is a fresh interpreter at the other end of a socketpair, never a fork: no shared state, no shared randomness;
 - it gets everything it knows by its link: settings, exempt clients, one full table, then deltas; one that is slow gets it all
   later, at once;
-- one that dies or goes silent is replaced at once, its counters are kept; CRASHES in CRASH_WINDOW seconds end the pool;
+- one that dies or goes silent is replaced at once; CRASHES in CRASH_WINDOW seconds end the pool;
+- what it counts by the packet lies in memory of ours and outlives it; the rest it reports;
 - an address is probed without SO_REUSEPORT first, since with it a second server would silently take half the queries.
 """
 
@@ -40,6 +41,7 @@ from canal_dns.server.link import (
 )
 from canal_dns.server.service import stop_time
 from canal_dns.server.sockets import probe
+from canal_dns.server.tally import Tally, memory
 from canal_dns.settings import Endpoint, Settings
 
 __all__ = ["WorkerPool", "run_worker"]
@@ -80,8 +82,16 @@ class _Slot:
         """Something was not sent while the link was blocked; `since`: of the oldest delta among it."""
         self.since: float | None = None
         self.silent = 0.0
-        self.counters = Counters()
+        self.reports = Counters()
+        self.tally: Tally | None = None
         self.supervisor: asyncio.Task[None] | None = None
+
+    def counters(self) -> Counters:
+        """All that the process of the moment counted, as of now and as of its last report."""
+        whole = merge((self.reports,))
+        if self.tally is not None:
+            self.tally.add_to(whole)
+        return whole
 
     def send(self, packed: bytes) -> None:
         if self.link is not None:
@@ -92,9 +102,9 @@ class _Slot:
 
 
 class WorkerPool:
-    """The DataPlane of `count` processes; `argv` gives the command of one that calls `run_worker` with this descriptor."""
+    """The DataPlane of `count` processes; `argv` gives the command of one that calls `run_worker` with these descriptors."""
 
-    def __init__(self, settings: Settings, count: int, argv: Callable[[int], Sequence[str]]) -> None:
+    def __init__(self, settings: Settings, count: int, argv: Callable[[int, int], Sequence[str]]) -> None:
         self._settings = settings
         self._count = count
         self._argv = argv
@@ -189,7 +199,7 @@ class WorkerPool:
         if waiting:
             await asyncio.wait(waiting, timeout=ANSWER)
         self._own["canal_dns_workers"][()] = sum(slot.ready for slot in self._slots)
-        return merge((self._own, self._past, *(slot.counters for slot in self._slots)))
+        return merge((self._own, self._past, *(slot.counters() for slot in self._slots)))
 
     def healthy(self) -> bool:
         return any(slot.ready for slot in self._slots)
@@ -240,8 +250,8 @@ class WorkerPool:
         while self._is_wanted(slot):
             born = clock()
             cause = await self._live(slot)
-            self._past = merge((self._past, slot.counters.without_gauges()))
-            slot.counters = Counters()
+            self._past = merge((self._past, slot.counters().without_gauges()))
+            slot.reports, slot.tally = Counters(), None
             if not self._is_wanted(slot):
                 return
             self._count_death(cause, clock())
@@ -267,9 +277,11 @@ class WorkerPool:
         slot.stale, slot.since = False, None
         cause = ""
         try:
-            with theirs:
+            with theirs, memory() as tally:
+                slot.tally = Tally(tally)
+                given = theirs.fileno(), tally
                 slot.process = process = await asyncio.create_subprocess_exec(
-                    *self._argv(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                    *self._argv(*given), pass_fds=given, stdin=subprocess.DEVNULL
                 )
         except OSError as error:
             ours.close()
@@ -335,7 +347,7 @@ class WorkerPool:
     def _on_message(self, slot: _Slot, message: Message) -> None:
         slot.silent = 0.0
         if isinstance(message, Report):
-            slot.counters = Counters.from_plain(message.rows)
+            slot.reports = Counters.from_plain(message.rows)
             if message.token and slot.reported is not None:
                 slot.reported.set_result(None)
                 slot.reported = None

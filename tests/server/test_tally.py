@@ -99,11 +99,10 @@ for _ in range(1000):
     one.request(1, stream=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    descriptor = tally.create()
-    try:
+    with tally.memory() as descriptor:
         mine = Tally(descriptor)
         done = subprocess.run([sys.executable, "-c", script, str(descriptor)], pass_fds=(descriptor,), check=False)
-    finally:
-        os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
     assert done.returncode == -9
     assert counted(mine)["canal_dns_requests_total"] == {("tcp", "A"): 1000}

@@ -21,6 +21,7 @@ from canal_dns.dns.table import Addresses
 from canal_dns.errors import ListenError, TableError, WorkerError
 from canal_dns.server import workers
 from canal_dns.server.link import Configure, Link, WorkerSettings
+from canal_dns.server.tally import memory
 from canal_dns.server.workers import WorkerPool
 from canal_dns.settings import AccessSettings, Endpoint, Settings
 from tests.server.scripted import Script, Scripted, eventually, silent, true
@@ -44,15 +45,15 @@ HOME = Endpoint(f"127.78.{os.getpid() >> 8 & 255}.{os.getpid() & 255}", 0)
 """An address of this test process alone: a port is free between the probe and the workers, and others take any they get."""
 NEW_VIP = bytes([10, 96, 0, 201])
 NEW = {names.from_text(WEB): Addresses((NEW_VIP,), (), 5)}
-START = "from canal_dns.server.workers import run_worker; run_worker({fd}{factory})"
+START = "from canal_dns.server.workers import run_worker; run_worker({fd}, {tally}{factory})"
 
 
-def argv(fd: int) -> Sequence[str]:
+def argv(fd: int, tally: int) -> Sequence[str]:
     """The command of a worker; on the loop that this test runs on."""
     uv = "uvloop" in type(asyncio.get_running_loop()).__module__
     return [
         sys.executable, "-c",
-        ("import uvloop; " if uv else "") + START.format(fd=fd, factory=", uvloop.new_event_loop" if uv else ""),
+        ("import uvloop; " if uv else "") + START.format(fd=fd, tally=tally, factory=", uvloop.new_event_loop" if uv else ""),
     ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ async def test_both_transports_are_answered_by_all_workers() -> None:
         assert counted["canal_dns_workers"][()] == 2
         assert counted["canal_dns_requests_total"][("udp", "A")] >= 100
         assert counted["canal_dns_requests_total"][("tcp", "A")] == 2
-        assert all(slot.counters["canal_dns_requests_total"][("udp", "A")] > 20 for slot in running._slots)
+        assert all(slot.counters()["canal_dns_requests_total"][("udp", "A")] > 20 for slot in running._slots)
         assert running.healthy()
 
 
@@ -191,6 +192,27 @@ async def test_counters_of_the_dead_are_kept() -> None:
         assert counted["canal_dns_tcp_connections"][()] == 0
 
 
+async def test_a_killed_worker_takes_no_count_along() -> None:
+    """Not even of the last millisecond: what it counts lies in memory that is not its own."""
+    async with pool(1) as running:
+        (endpoint,) = running.listeners
+        (slot,) = running._slots
+        async with connected(endpoint) as client:
+            for _ in range(200):
+                await client.ask(query())
+                await ask(endpoint, query("a.up.test"))
+            # A reply leaves a moment before it is counted.
+            await eventually(lambda: slot.counters()["canal_dns_responses_total"][("NOERROR",)] == 400)
+            (victim,) = pids(running)
+            os.kill(victim, signal.SIGKILL)
+            await eventually(lambda: victim not in pids(running) and whole(running, 1))
+        counted = await running.counters()
+        assert counted["canal_dns_requests_total"] == {("udp", "A"): 200, ("tcp", "A"): 200}
+        assert counted["canal_dns_responses_total"] == {("NOERROR",): 400}
+        durations = counted.histograms["canal_dns_request_duration_seconds"]
+        assert [sum(one.counts) for one in durations.values()] == [400]
+
+
 async def test_workers_that_die_one_after_the_other_end_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "CRASHES", 3)
     async with pool() as running:
@@ -206,7 +228,7 @@ async def test_workers_that_die_one_after_the_other_end_the_pool(monkeypatch: py
 
 async def test_a_command_that_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "STARTING", 1.0)
-    running = WorkerPool(settings(LOOPBACK), 1, lambda fd: [sys.executable, "-c", "pass"])
+    running = WorkerPool(settings(LOOPBACK), 1, lambda *_: [sys.executable, "-c", "pass"])
     with pytest.raises(WorkerError):
         await running.start()
 
@@ -214,7 +236,7 @@ async def test_a_command_that_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_command_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "CRASHES", 2)
     monkeypatch.setattr(workers, "STARTING", 1.0)
-    running = WorkerPool(settings(LOOPBACK), 1, lambda fd: ["/nowhere/python"])
+    running = WorkerPool(settings(LOOPBACK), 1, lambda *_: ["/nowhere/python"])
     with pytest.raises(WorkerError, match="ended 2 times"):
         await running.start()
 
@@ -304,7 +326,7 @@ async def test_more_workers_that_do_not_start_leave_everything_as_it_was(monkeyp
         monkeypatch.setattr(workers, "STARTING", 1.0)
         before, first = running._settings, running._slots[0]
         (endpoint,) = running.listeners
-        monkeypatch.setattr(running, "_argv", lambda fd: [sys.executable, "-c", "import time; time.sleep(300)"])
+        monkeypatch.setattr(running, "_argv", lambda *_: [sys.executable, "-c", "import time; time.sleep(300)"])
         other = listening(running, HOME, Endpoint("127.0.0.2", 0), workers=3)
         with pytest.raises(WorkerError, match="did not start within 1 s"):
             await running.reconfigure(replace(other, access=AccessSettings(allow=())))
@@ -385,8 +407,9 @@ async def test_an_orphan_answers_through_the_lameduck_and_exits_0(hurry: bool) -
     config = listening_on(config, endpoint, lameduck=30.0 if hurry else 1.0)
     lost = asyncio.Event()
     said: list[Any] = []
-    with theirs:
-        process = await asyncio.create_subprocess_exec(*argv(theirs.fileno()), pass_fds=(theirs.fileno(),))
+    with theirs, memory() as tally:
+        given = theirs.fileno(), tally
+        process = await asyncio.create_subprocess_exec(*argv(*given), pass_fds=given)
     link = Link(said.append, lost.set)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     link.send(Configure(1, WorkerSettings.of(config)))
