@@ -42,7 +42,7 @@ _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 METRICS = (
     Metric("canal_dns_requests_total", _COUNTER, "Queries received, by transport and type.", ("proto", "type")),
     Metric("canal_dns_responses_total", _COUNTER, "Replies sent, by response code.", ("rcode",)),
-    Metric("canal_dns_answers_total", _COUNTER, "Replies sent, by origin: table, upstream or local.", ("source",)),
+    Metric("canal_dns_answers_total", _COUNTER, "Replies sent, by origin: table, cache, upstream or local.", ("source",)),
     Metric("canal_dns_exempt_requests_total", _COUNTER, "Queries of gateway pods, forwarded as if nothing were bound."),
     Metric("canal_dns_dropped_total", _COUNTER, "Packets dropped without a reply, by reason.", ("reason",)),
     Metric("canal_dns_request_duration_seconds", _HISTOGRAM, "Seconds from query to reply, by source.", ("source",)),
@@ -68,6 +68,18 @@ METRICS = (
     Metric("canal_dns_forward_in_flight", _GAUGE, "Upstream queries waiting for a reply."),
     Metric("canal_dns_forward_upstream_up", _GAUGE, "1 while an upstream answers, in how many processes.", ("to",)),
     Metric("canal_dns_forward_request_duration_seconds", _HISTOGRAM, "Seconds that an upstream took to answer.", ("to",)),
+    Metric("canal_dns_cache_entries", _GAUGE, "Replies in the cache: success has an answer, denial has none.", ("type",)),
+    Metric("canal_dns_cache_evictions_total", _COUNTER, "Replies that left the cache before their time, for want of room."),
+    Metric(
+        "canal_dns_cache_prefetch_total",
+        _COUNTER,
+        "Queries of our own for what is in the cache, asked for and about to expire.",
+    ),
+    Metric(
+        "canal_dns_cache_served_stale_total",
+        _COUNTER,
+        "Replies from the cache after they had expired, all upstreams being down.",
+    ),
     Metric("canal_dns_loops_total", _COUNTER, "Queries of our own that came back to us."),
     Metric("canal_dns_worker_restarts_total", _COUNTER, "Worker processes started again, by cause.", ("cause",)),
     Metric("canal_dns_workers", _GAUGE, "Worker processes that answer; 0: everything runs in one process."),

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - `decide` is complete and its order of checks fixed: length, QR, source port, ACL, limit, opcode, counts, question, OPT,
-  EDNS version, class, meta type, bound name, forward; the first seven look at the header alone and at who sent it;
+  EDNS version, class, meta type, bound name, cache, forward; the first seven look at the header alone and at who sent it;
 - `answer_from_table` is the short cut for what most packets are: it gives the very bytes that `decide` would, or None;
 - the same functions serve every transport (CVE-2026-86003).
 """
@@ -14,6 +14,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from canal_dns.dns.access import DROPPED_PORTS, Gate, Verdict
+from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.codes import IN, Rcode, Type
 from canal_dns.dns.names import MAX_LABEL, ROOT
 from canal_dns.dns.table import AnswerTable
@@ -43,6 +44,7 @@ class Source(Enum):
     """Where a reply comes from. Values: labels of metrics."""
 
     TABLE = "table"
+    CACHE = "cache"
     UPSTREAM = "upstream"
     LOCAL = "local"
 
@@ -55,6 +57,8 @@ class Reply(NamedTuple):
     source: Source
     qtype: int
     """0 where the question could not be read."""
+    refresh: Query | None = None
+    """What an upstream is to be asked beside, so that the cache goes on knowing it."""
 
 
 class Forward(NamedTuple):
@@ -155,10 +159,17 @@ def _answer_with_options(packet: bytes, table: AnswerTable, flags: bytes) -> byt
 
 
 def decide(
-    packet: bytes, address: str, port: int, stream: bool, table: AnswerTable | None, gate: Gate, now: float
+    packet: bytes,
+    address: str,
+    port: int,
+    stream: bool,
+    table: AnswerTable | None,
+    gate: Gate,
+    now: float,
+    cache: AnswerCache | None = None,
 ) -> Reply | Forward | Drop:
     """Judge one packet from `address` (text, as the kernel gives it) and `port`; `table` None: nothing is bound yet, as
-    nothing ever is for an exempt client."""
+    nothing ever is for an exempt client. What the cache says is for those alone for whom something may be."""
     exempt = gate.is_exempt(address)
     if exempt:
         table = None
@@ -177,6 +188,10 @@ def decide(
             return Reply(_from_body(query, body), Rcode.NOERROR, Source.TABLE, query.qtype)
     if query.question == _ROOT_NS:
         return Reply(_root_servers(query), Rcode.NOERROR, Source.LOCAL, query.qtype)
+    if cache is not None and not exempt:
+        hit = cache.look(query, now)
+        if hit is not None:
+            return Reply(hit.wire, hit.rcode, Source.CACHE, query.qtype, query if hit.refresh else None)
     return Forward(query, exempt)
 
 

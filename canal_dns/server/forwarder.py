@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from math import inf
 
+from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.flights import Done, Flight, Overdue, Rejection, ReplyTo, Send
 from canal_dns.dns.inflight import Inflight
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import MAX_STREAM, Ede, Query, servfail, upstream_query
+from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Query, servfail, upstream_query
 from canal_dns.metrics import Counters
 from canal_dns.server.upstream_series import SeriesOf
 from canal_dns.server.upstream_tcp import TcpChannel, TcpChannels
@@ -44,9 +45,15 @@ _EDE = {
 }
 
 _LATE = ("late",)
+_NOBODY = ""
+"""The client of our own queries: one for the limit per client, which so bounds them too."""
 
 _clock = time.monotonic
 _log = logging.getLogger(__name__)
+
+
+def _forget(wire: bytes | None) -> None:
+    """The way of a reply that nobody waits for."""
 
 
 class Forwarder:
@@ -58,8 +65,11 @@ class Forwarder:
         cell: TableCell,
         counters: Counters,
         is_peer: Callable[[str], bool] = lambda client: False,
+        cache: AnswerCache | None = None,
     ) -> None:
-        """`is_peer(client)`: no limit for this client address alone (`access.peers`)."""
+        """`is_peer(client)`: no limit for this client address alone (`access.peers`); `cache`: is given what comes in, and
+        asked when no upstream is left; may be replaced."""
+        self.cache = cache
         self._loop = asyncio.get_running_loop()
         self._cell = cell
         self._upstreams = Upstreams(settings.upstreams)
@@ -84,6 +94,8 @@ class Forwarder:
         self._up = counters["canal_dns_forward_upstream_up"]
         self._loops = counters["canal_dns_loops_total"]
         self._dropped = counters["canal_dns_dropped_total"]
+        self._prefetches = counters["canal_dns_cache_prefetch_total"]
+        self._served_stale = counters["canal_dns_cache_served_stale_total"]
         self._told: dict[Upstream, bool] = {}
         self.reconfigure(settings)
 
@@ -106,7 +118,12 @@ class Forwarder:
         else:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
             self._rejected[(flight.value,)] += 1
-            reply_to(servfail(query, _EDE[flight]))
+            reply_to(self._stale(query, exempt, now) or servfail(query, _EDE[flight]))
+
+    def refresh(self, query: Query) -> None:
+        """Ask again what a client has just been told from the cache: the reply is for the cache alone."""
+        self._prefetches[()] += 1
+        self.submit(query._replace(flags=RD | query.flags & (AD | CD), limit=MAX_STREAM), _NOBODY, _forget)
 
     def is_own(self, query: Query, host: str, port: int) -> bool:
         """True, and counted as a loop, if a query that came by UDP from this address and port is one that we sent ourselves.
@@ -256,7 +273,7 @@ class Forwarder:
     def _deliver(self, flight: Flight, now: float) -> None:
         for query, _, reply_to, since, exempt in flight.waiters:
             try:
-                wire = self._outcome(flight, query, now - since, exempt)
+                wire = self._outcome(flight, query, since, now, exempt)
             except Exception:
                 # A fault of ours that one reply brings out: the client is to know, and not to wait.
                 _log.exception("a reply could not be relayed")
@@ -265,21 +282,41 @@ class Forwarder:
                 reply_to(wire)
             except Exception:
                 _log.exception("a reply could not be handed over")
+        if self.cache is not None and flight.reply is not None:
+            self._remember(self.cache, flight, flight.reply, now)
         if self._emptied is not None and not len(self._inflight) and not self._emptied.done():
             self._emptied.set_result(None)
 
-    def _outcome(self, flight: Flight, query: Query, age: float, exempt: bool) -> bytes | None:
+    def _outcome(self, flight: Flight, query: Query, since: float, now: float, exempt: bool) -> bytes | None:
         reply = flight.reply
         stream = query.limit == MAX_STREAM
-        if age > self._discard_age and not stream:
+        if now - since > self._discard_age and not stream:
             self._dropped[_LATE] += 1
             return None
         if reply is None or (stream and reply is flight.truncated):
-            return servfail(query, flight.ede)
+            return self._stale(query, exempt, now) or servfail(query, flight.ede)
         wire, rewritten = self._memory.relay(query, reply, None if exempt else self._cell.current)
         if rewritten:
             self._rewritten[()] += 1
         return wire
+
+    def _remember(self, cache: AnswerCache, flight: Flight, reply: bytes, now: float) -> None:
+        """Once for each kind of client that waited; what an exempt one is told is for nobody else."""
+        kinds = {query.do: query for query, _, _, _, exempt in flight.waiters if not exempt}
+        for query in kinds.values():
+            try:
+                cache.put(query, reply, self._cell.current, now)
+            except Exception:
+                _log.exception("a reply could not be kept")
+
+    def _stale(self, query: Query, exempt: bool, now: float) -> bytes | None:
+        """What was known last, if nobody is left to ask."""
+        if self.cache is None or exempt or self._upstreams.first is not None:
+            return None
+        stale = self.cache.look_stale(query, now)
+        if stale is not None:
+            self._served_stale[()] += 1
+        return stale
 
     # -- time --------------------------------------------------------------------------------------------------------
 

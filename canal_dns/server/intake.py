@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from canal_dns.dns.access import Gate
+from canal_dns.dns.cache import AnswerCache, Remembered
 from canal_dns.dns.responder import Drop, Forward, Reply, Source, decide
 from canal_dns.dns.table import AnswerTable, TableCell
 from canal_dns.dns.wire import Ede, Failure, Query, rcode_text, servfail
@@ -22,6 +23,7 @@ from canal_dns.server.querylog import QueryLog
 from canal_dns.server.tally import Tally
 
 _PLACES = {source: tally.SOURCES.index(source.value) for source in Source}
+_ORIGINS: dict[type, int] = {Failure: tally.LOCAL, Remembered: tally.CACHE}
 
 log = logging.getLogger("canal_dns.server")
 
@@ -38,12 +40,16 @@ class Upstream(Protocol):
         `exempt`: as if nothing were bound.
         """
 
+    def refresh(self, query: Query) -> None:
+        """Have a query asked for the cache alone."""
+
 
 class Intake:
-    """One per process. `gate` is replaced when settings change, `query_log` is None while there is none."""
+    """One per process. `gate` and `cache` are replaced when settings change; `cache` and `query_log` are None while there is
+    none."""
 
     __slots__ = (
-        "_dropped", "_exempt", "_forwarder", "_told", "cell", "counters", "gate", "query_log", "tally",
+        "_dropped", "_exempt", "_forwarder", "_told", "cache", "cell", "counters", "gate", "query_log", "tally",
     )  # fmt: skip
 
     def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters, tally: Tally) -> None:
@@ -51,6 +57,7 @@ class Intake:
         self.gate = gate
         self.counters = counters
         self.tally = tally
+        self.cache: AnswerCache | None = None
         self.query_log: QueryLog | None = None
         self._forwarder = forwarder
         self._told = -math.inf
@@ -64,7 +71,7 @@ class Intake:
 
     def decide(self, packet: bytes, host: str, port: int, stream: bool, now: float) -> Reply | Forward | Drop:
         """Judge one packet and count it as received, or as dropped."""
-        verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now)
+        verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now, self.cache)
         if isinstance(verdict, Drop):
             self._dropped[(verdict.reason,)] += 1
         else:
@@ -74,6 +81,8 @@ class Intake:
                     self._exempt[()] += 1
             else:
                 qtype = verdict.qtype
+                if verdict.refresh is not None:
+                    self._forwarder.refresh(verdict.refresh)
             self.tally.request(qtype, stream=stream)
         if self.query_log is not None:
             self.query_log.record(packet, "tcp" if stream else "udp", host, port, _outcome(verdict), now)
@@ -104,8 +113,8 @@ class Intake:
             self._forwarder.submit(verdict.query, host, reply_to, verdict.exempt)
 
     def relayed(self, wire: bytes, since: float) -> None:
-        """Count a reply that the forwarder gave: an upstream's, or a failure of our own."""
-        self.tally.reply(tally.LOCAL if type(wire) is Failure else tally.UPSTREAM, wire[3] & 15, since)
+        """Count a reply that the forwarder gave: an upstream's, a failure of our own, or what is left in the cache."""
+        self.tally.reply(_ORIGINS.get(type(wire), tally.UPSTREAM), wire[3] & 15, since)
 
 
 def _outcome(verdict: Reply | Forward | Drop) -> str:

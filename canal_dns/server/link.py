@@ -19,6 +19,7 @@ import msgspec
 from canal_dns.dns.table import Addresses
 from canal_dns.settings import (
     AccessSettings,
+    CacheSettings,
     ForwardSettings,
     ListenSettings,
     LogSettings,
@@ -43,6 +44,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, array_like=True):
     zone: ZoneSettings
     forward: ForwardSettings
     log: LogSettings
+    cache: CacheSettings
     allow: tuple[str, ...]
     peers: tuple[str, ...]
     error_replies_per_second: int
@@ -58,6 +60,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, array_like=True):
             zone=settings.zone,
             forward=settings.forward,
             log=settings.log,
+            cache=settings.cache,
             allow=tuple(map(str, access.allow)),
             peers=tuple(map(str, access.peers)),
             error_replies_per_second=access.error_replies_per_second,
@@ -74,6 +77,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, array_like=True):
             zone=self.zone,
             forward=self.forward,
             log=self.log,
+            cache=self.cache,
             access=AccessSettings(
                 allow=tuple(map(ipaddress.ip_network, self.allow)),
                 peers=tuple(map(ipaddress.ip_network, self.peers)),

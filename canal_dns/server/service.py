@@ -17,6 +17,7 @@ from typing import Protocol
 
 from canal_dns.dns import names
 from canal_dns.dns.access import Gate
+from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.table import AnswerTable, Delta, TableCell
 from canal_dns.metrics import Counters, merge
 from canal_dns.server.forwarder import Forwarder
@@ -81,6 +82,11 @@ def stop_time(settings: Settings) -> float:
     return settings.forward.budget + GRACE + LINGER
 
 
+def _cache_of(settings: Settings) -> AnswerCache | None:
+    """An empty one: what little time its answers have is not worth moving them."""
+    return AnswerCache(settings.cache.size, settings.cache.serve_stale) if settings.cache.size else None
+
+
 class _Pair:
     """UDP and TCP on one address."""
 
@@ -115,6 +121,8 @@ class PacketService:
         self._exempt: frozenset[str] = frozenset()
         self._counters = Counters()
         self._tally = tally or Tally()
+        self._cache = _cache_of(settings)
+        self._evicted = 0
         self._pairs: dict[Endpoint, _Pair] = {}
         self._retired: dict[Endpoint, _Pair] = {}
 
@@ -129,8 +137,9 @@ class PacketService:
 
     async def start(self) -> None:
         settings = self._settings
-        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, is_peer=self._is_peer)
+        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, is_peer=self._is_peer, cache=self._cache)
         self._intake = Intake(self._cell, self._gate, self._forwarder, self._counters, self._tally)
+        self._intake.cache = self._cache
         self._intake.query_log = QueryLog() if settings.log.queries else None
         self._connections = Connections(self._intake, settings.listen.tcp, settings.access.peers)
         try:
@@ -149,6 +158,11 @@ class PacketService:
         if full or table is None:
             table = AnswerTable(self._zone)
         table.apply(delta, generation, serial)
+        if self._cache is not None:
+            if table is self._cell.current:
+                self._cache.purge(delta)
+            else:
+                self._cache.clear()
         self._answer_from(table, since)
 
     async def replace(self, delta: Delta, generation: int, serial: int, since: float | None = None) -> None:
@@ -159,6 +173,8 @@ class PacketService:
             table.apply(piece, generation, serial)
             await asyncio.sleep(0)
         table.apply({}, generation, serial)
+        if self._cache is not None:
+            self._cache.clear()
         self._answer_from(table, since)
 
     def exempt(self, addresses: frozenset[str]) -> None:
@@ -179,6 +195,10 @@ class PacketService:
             self._forwarder.reconfigure(settings.forward)
         if settings.access != old.access:
             self._gate = self._intake.gate = Gate(settings.access, self._exempt)
+        if settings.cache != old.cache:
+            self._count_evictions()
+            self._evicted = 0
+            self._cache = self._intake.cache = self._forwarder.cache = _cache_of(settings)
         if settings.listen.tcp != old.listen.tcp or settings.access.peers != old.access.peers:
             self._connections.reconfigure(settings.listen.tcp, settings.access.peers)
         if settings.log.queries != old.log.queries:
@@ -199,6 +219,11 @@ class PacketService:
         """What whoever reads the tally does not know yet."""
         for pair in self._pairs.values():
             pair.udp.count_kernel_drops()
+        self._count_evictions()
+        entries = self._counters["canal_dns_cache_entries"]
+        denials = 0 if self._cache is None else self._cache.denials
+        entries[("success",)] = 0 if self._cache is None else len(self._cache.entries) - denials
+        entries[("denial",)] = denials
         return self._counters
 
     def healthy(self) -> bool:
@@ -228,6 +253,11 @@ class PacketService:
 
     def _is_peer(self, client: str) -> bool:
         return self._gate.is_peer(client)
+
+    def _count_evictions(self) -> None:
+        if self._cache is not None:
+            self._counters["canal_dns_cache_evictions_total"][()] += self._cache.evicted - self._evicted
+            self._evicted = self._cache.evicted
 
     def _answer_from(self, table: AnswerTable, since: float | None) -> None:
         self._cell.current = table

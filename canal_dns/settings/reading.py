@@ -178,11 +178,12 @@ def _binding(section: _Section, mesh: _Section, gateways: tuple[InternalGateway,
 
 
 def _cache(section: _Section) -> CacheSettings:
-    size = section.take("size", _integer(0, 10_000_000), CacheSettings().size)
+    cache = CacheSettings(
+        size=section.take("size", _integer(0, 10_000_000), CacheSettings().size),
+        serve_stale=section.take("serveStale", _duration_or_off(1, 7 * 86400), CacheSettings().serve_stale),
+    )
     section.done()
-    if size != 0:
-        raise ConfigError("cache.size", size, "this version has no cache: 0 is the only value")
-    return CacheSettings(size)
+    return cache
 
 
 def _access(section: _Section) -> AccessSettings:
@@ -346,6 +347,16 @@ def _duration(low: float, high: float) -> Callable[[str, Any], float]:
         if seconds is None or not low <= seconds <= high:
             raise ConfigError(where, value, f"a time such as 500ms, 15s or 2m is needed, from {low:g}s to {high:g}s")
         return seconds
+
+    return parser
+
+
+def _duration_or_off(low: float, high: float) -> Callable[[str, Any], float]:
+    """The same; `off` gives 0."""
+    duration = _duration(low, high)
+
+    def parser(where: str, value: object) -> float:
+        return 0.0 if value is False or value == "off" else duration(where, value)
 
     return parser
 

@@ -48,7 +48,7 @@ def test_offline_needs_no_upstream(load):
         ("lisen: []\n" + GOOD, "lisen: [] is not usable; unknown key; did you mean 'listen'?"),
         ("ttl: 0\n" + GOOD, "ttl: 0 is not usable; a whole number from 1 to 3600 is needed"),
         ("binding: {portGuard: maybe}\n" + GOOD, "binding.portGuard: 'maybe' is not usable; one of enforce, warn is needed"),
-        ("cache: {size: 100}\n" + GOOD, "cache.size: 100 is not usable; this version has no cache: 0 is the only value"),
+        ("cache: {size: all}\n" + GOOD, "cache.size: 'all' is not usable; a whole number from 0 to 10000000 is needed"),
         ("ttl: 5\nttl: 6\n", ":2: \"the key 'ttl' stands twice\" is not usable; YAML is needed"),
         ("a: [\n", "is not usable; YAML is needed"),
         (b"\xff\xfe\x00", "is not usable; YAML is needed"),

@@ -17,6 +17,7 @@ from canal_dns.dns.table import Addresses
 from canal_dns.server.service import PacketService
 from canal_dns.settings import (
     AccessSettings,
+    CacheSettings,
     Endpoint,
     ForwardSettings,
     ListenSettings,
@@ -51,14 +52,17 @@ def settings(
     tcp: TcpSettings | None = None,
     access: AccessSettings | None = None,
     log: LogSettings | None = None,
+    cache: CacheSettings | None = None,
     **forward: Any,
 ) -> Settings:
+    """Without a cache, if none is wanted: then every query for another's name reaches the upstream."""
     return Settings(
         source=SourceSettings("nowhere"),
         listen=ListenSettings(addresses=listen, tcp=tcp or TcpSettings()),
         forward=ForwardSettings(upstreams=upstreams, **forward),
         access=access or AccessSettings(),
         log=log or LogSettings(),
+        cache=cache or CacheSettings(size=0),
     )
 
 
