@@ -6,14 +6,14 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test conformance e2e lint format manifests docs bench scale clean
+.PHONY: help install run demo test test-pure sanitize conformance e2e lint format manifests docs bench scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## virtual environment with canal-dns and what the tests need
 
-$(STAMP): setup.cfg setup.py pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml $(wildcard canal_dns/server/*.pyx canal_dns/server/*.pxd canal_dns/server/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit("canal-dns needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -25,6 +25,12 @@ run: $(STAMP) ## the demo: a server, a stand-in CoreDNS, and what to dig
 
 test: $(STAMP) ## the whole fast suite
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e"
+
+test-pure: $(STAMP) ## the same with no extension, as on a machine without a compiler
+	CANAL_DNS_NO_EXTENSIONS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e"
+
+sanitize: $(STAMP) ## the extensions under gcc's address and undefined behaviour sanitizers, any warning an error
+	$(BIN)/python -m tests.server.sanitized
 
 conformance: $(STAMP) ## every case of tests/conformance/cases.json against a real server process
 	$(BIN)/python -m tests.conformance.run
@@ -56,4 +62,4 @@ scale: $(STAMP) ## 20,000 Services on a real API server, CoreDNS beside it; writ
 	$(BIN)/python -m benchmarks.scale
 
 clean: ## remove what make made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist canal_dns/server/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -60,7 +60,8 @@ class Gate:
         self._clients: dict[str, _Client] = {}
         self.free: set[str] = set()
         """Addresses known to be allowed, without a limit and not exempt: for them, from a port above LAST_DROPPED_PORT, every
-        check that comes before the table is passed. The packet loop looks here; decide() puts the addresses in."""
+        check that comes before the table is passed. The packet loop looks here; decide() puts the addresses in. Nobody takes
+        one out: when they are no longer known for that, it is another set."""
 
     def verdict(self, address: str, *, stream: bool, now: float) -> Verdict:
         """Judge one packet of a client; a stream cannot be forged, so it has no limit per prefix."""
@@ -109,7 +110,7 @@ class Gate:
 
     def _forget(self) -> None:
         self._clients.clear()
-        self.free.clear()
+        self.free = set()
 
     def _judge(self, address: str) -> _Client:
         parsed = _parse(address)

@@ -5,28 +5,28 @@ Rules of this file:
 - one set of buffers serves all sockets: a batch is over before another one begins;
 - addresses stay as the kernel wrote them: a reply goes out with the octets that its query came with;
 - the kernel's structures are laid out below, once; where they would be others the import fails, and `_batch_py` runs;
-- what the call itself cannot do is left to `_batch_py`: a socket that stays readable must never be read in vain, and silently.
+- what the call itself cannot do is left to `_batch_py`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import logging
 import os
 import socket
 import struct
 import sys
 
 from canal_dns.dns.access import LAST_DROPPED_PORT, REMEMBERED, Gate
+from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.responder import answer_from_table
 from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import MIN_UDP
 from canal_dns.metrics import Counters
-from canal_dns.server import _batch_py
-from canal_dns.server._batch_py import MAX_PACKET
+from canal_dns.server._batch_py import MAX_PACKET, refused
 from canal_dns.server.hits import Miss, count_hits
 from canal_dns.server.sockets import IP_PKTINFO, Control, Peer, UdpSocket, count_send_error, reply_control
+from canal_dns.server.tally import REQUESTS_UDP
 
 if sys.platform != "linux" or sys.byteorder != "little" or struct.calcsize("P") != 8:
     raise ImportError("recvmmsg is called on 64-bit little-endian Linux only")
@@ -68,13 +68,6 @@ _recvmmsg = _libc.recvmmsg
 _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 _sendmmsg = _libc.sendmmsg
 _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-
-_IN_PASSING = frozenset(
-    (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
-)
-"""Nothing there, or what an earlier reply met on its way (ICMP): gone with the call that told it."""
-
-log = logging.getLogger("canal_dns.server")
 
 
 def check() -> None:
@@ -130,29 +123,28 @@ _NO_INTERFACES = memoryview(bytes(4 * SLOTS)).cast("I")
 
 _hosts: dict[bytes, str] = {}
 """Addresses as the kernel writes them -> as text, as the gate knows them."""
-_told: set[int] = set()
-"""Errors of recvmmsg that were logged."""
 
 
-def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, counters: Counters, now: float) -> list[Miss]:
-    """Read at most `budget` datagrams; hits are sent when it returns, everything else is in the list, in order.
-
-    `now`: seconds of the monotonic clock when the event came.
-    """
-    _received.octets[:] = _AS_NEW
+def drain(
+    sock: UdpSocket,
+    table: AnswerTable | None,
+    cache: AnswerCache | None,
+    gate: Gate,
+    budget: int,
+    words: memoryview,
+    counters: Counters,
+    now: float,
+) -> list[Miss]:
+    """As `_batch_py.drain`."""
     descriptor = sock.fileno()
     count = _recvmmsg(descriptor, _received.address, min(budget, SLOTS), socket.MSG_DONTWAIT, None)
     if count <= 0:
-        number = ctypes.get_errno()
-        if count == 0 or number in _IN_PASSING:
-            return []
-        if number not in _told:
-            _told.add(number)
-            log.error("recvmmsg failed, datagrams are read one by one: %s", os.strerror(number))
-        return _batch_py.drain(sock, table, gate, budget, counters, now)
+        number = ctypes.get_errno() if count else 0
+        return refused(number, [], sock, table, cache, gate, budget, words, counters, now)
     names = bytes(_names.octets[: count * _NAME])
     packets = bytes(_packets.octets[: count * MAX_PACKET])
     sizes = _received.halves[_LENGTH_HALF : 16 * count : 16].tolist()
+    _received.octets[: count * _HEADER] = _AS_NEW[: count * _HEADER]
     is_v6 = names[0] == socket.AF_INET6
     host_at, host_end = (8, _NAME) if is_v6 else (4, 8)
     sent = _sent
@@ -184,11 +176,11 @@ def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, c
         else:
             misses.append(Miss(packet, _peer(names, name, is_v6), _control(slot, is_v6) if sock.wildcard else ()))
     if replies:
-        _send(descriptor, sent, replies, counters, now)
+        _send(descriptor, sent, replies, words, counters, now)
     return misses
 
 
-def _send(descriptor: int, headers: _Area, replies: list[bytes], counters: Counters, now: float) -> None:
+def _send(descriptor: int, headers: _Area, replies: list[bytes], words: memoryview, counters: Counters, now: float) -> None:
     """Send one reply per header, whatever becomes of those before it."""
     data = b"".join(replies)
     _replies.octets[: len(data)] = data
@@ -206,7 +198,7 @@ def _send(descriptor: int, headers: _Area, replies: list[bytes], counters: Count
     for index in reversed(lost):
         del replies[index]
     if replies:
-        count_hits(replies, counters, now)
+        count_hits(replies, words, REQUESTS_UDP, now)
 
 
 def _peer(names: bytes, at: int, is_v6: bool) -> Peer:

@@ -4,38 +4,142 @@ Rules of this file:
 - never blocks, and never raises for what a peer or the kernel does: an error costs the one reply that met it, and is counted;
 - a datagram of no octets is a datagram: only the kernel's "nothing there" ends a batch early;
 - who may ask is settled before the table is looked at: `gate.free` knows; for anybody else decide() does, as for every miss;
-- one packet, one call: what runs everywhere. `_batch_mmsg` is the same for kernels that take many at once.
+- one packet, one call: what runs everywhere. `_batch_mmsg` is the same for kernels that take many at once, and `_batch_c` is
+  that as an extension, which answers from the cache as well: in Python decide() does, as fast as it could be done here.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+
 from canal_dns.dns.access import LAST_DROPPED_PORT, Gate
+from canal_dns.dns.cache import AnswerCache, key_of
 from canal_dns.dns.responder import answer_from_table
 from canal_dns.dns.table import AnswerTable
+from canal_dns.dns.wire import HEADER, Fault, parse_query
 from canal_dns.metrics import Counters
 from canal_dns.server.hits import Miss, count_hits
 from canal_dns.server.sockets import UdpSocket, count_send_error, reply_control
+from canal_dns.server.tally import REQUESTS_TCP, REQUESTS_UDP
 
 MAX_PACKET = 1024
 """Octets read of one datagram: several times what a query can need. What is cut off fails to parse."""
 CONTROL = 128
 """Octets for control messages: one in6_pktinfo with its header takes 40."""
 
+_IN_PASSING = frozenset(
+    (0, errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+)
+"""Nothing there, or what an earlier reply met on its way (ICMP): gone with the call that told it."""
+_told: set[int] = set()
+"""Errors of recvmmsg that were logged."""
 
-def drain(sock: UdpSocket, table: AnswerTable | None, gate: Gate, budget: int, counters: Counters, now: float) -> list[Miss]:
+log = logging.getLogger("canal_dns.server")
+
+
+def drain(
+    sock: UdpSocket,
+    table: AnswerTable | None,
+    cache: AnswerCache | None,
+    gate: Gate,
+    budget: int,
+    words: memoryview,
+    counters: Counters,
+    now: float,
+) -> list[Miss]:
     """Read at most `budget` datagrams; hits are sent when it returns, everything else is in the list, in order.
 
-    `now`: seconds of the monotonic clock when the event came.
+    `table` None: nothing is answered; `cache`: for a filling that can answer from it; `words`: the tally's, for hits, as
+    `counters` is for what the kernel did not send; `now`: seconds of the monotonic clock when the event came.
     """
     misses: list[Miss] = []
     replies: list[bytes] = []
     errors: list[OSError] = []
     (_drain_wildcard if sock.wildcard else _drain_one_address)(sock, table, gate.free, budget, misses, replies, errors)
     if replies:
-        count_hits(replies, counters, now)
+        count_hits(replies, words, REQUESTS_UDP, now)
     for error in errors:
         count_send_error(error, counters)
     return misses
+
+
+def answer(packet: bytes, table: AnswerTable | None, cache: AnswerCache | None, now: float, stream: bool) -> bytes | None:
+    """The reply to one usual query, from the table or the cache; None for anything else. Nothing is counted."""
+    if table is None:
+        return None
+    reply = answer_from_table(packet, table, stream)
+    if reply is not None or cache is None:
+        return reply
+    query = parse_query(packet, stream=stream)
+    if isinstance(query, Fault):
+        return None
+    entry = cache.entries.get(key_of(query))
+    hit = cache.look(query, now) if entry is not None and now < entry.usable_until else None
+    return None if hit is None else hit.wire
+
+
+def answer_stream(
+    octets: bytes | memoryview,
+    table: AnswerTable | None,
+    cache: AnswerCache | None,
+    now: float,
+    words: memoryview,
+    most: int,
+) -> tuple[bytes, list[bytes], int, int]:
+    """Take at most `most` whole frames from the start of `octets`, and none after one that is no query: what follows a
+    message too short or a response cannot be trusted to be a frame.
+
+    Gives the replies to hits, framed and joined, which are counted as sent; every other message, in order, an empty one too;
+    how many octets were used, and how many frames they were. `cache` is as for `drain`.
+    """
+    replies: list[bytes] = []
+    misses: list[bytes] = []
+    whole = bytes(octets)
+    at, size = 0, len(whole)
+    while at + 2 <= size and len(replies) + len(misses) < most:
+        end = at + 2 + (whole[at] << 8 | whole[at + 1])
+        if end > size:
+            break
+        packet = whole[at + 2 : end]
+        reply = None if table is None else answer_from_table(packet, table, True)
+        at = end
+        if reply is not None:
+            replies.append(reply)
+            continue
+        misses.append(packet)
+        if len(packet) < HEADER or packet[2] & 0x80:
+            break
+    taken = len(replies) + len(misses)
+    if not replies:
+        return b"", misses, at, taken
+    count_hits(replies, words, REQUESTS_TCP, now)
+    return b"".join([part for reply in replies for part in (len(reply).to_bytes(2), reply)]), misses, at, taken
+
+
+def refused(
+    number: int,
+    misses: list[Miss],
+    sock: UdpSocket,
+    table: AnswerTable | None,
+    cache: AnswerCache | None,
+    gate: Gate,
+    budget: int,
+    words: memoryview,
+    counters: Counters,
+    now: float,
+) -> list[Miss]:
+    """What comes of a batch for which recvmmsg gave nothing but this error, after `misses`.
+
+    What the call itself cannot do is done here: a socket that stays readable must never be read in vain, and silently.
+    """
+    if number in _IN_PASSING:
+        return misses
+    if number not in _told:
+        _told.add(number)
+        log.error("recvmmsg failed, datagrams are read one by one: %s", os.strerror(number))
+    return misses + drain(sock, table, cache, gate, budget, words, counters, now)
 
 
 def _drain_one_address(

@@ -54,7 +54,8 @@ class UdpListener:
         """One batch."""
         now = _clock()
         intake = self._intake
-        for miss in drain(self._sock, intake.quick, intake.gate, BUDGET, intake.counters, now):
+        words, counters = intake.tally.words, intake.counters
+        for miss in drain(self._sock, intake.quick, intake.cache, intake.gate, BUDGET, words, counters, now):
             try:
                 self._handle(miss, now)
             except Exception:

@@ -66,6 +66,15 @@ def test_every_contract_would_notice(copied):
     assert len(verdicts) == len(BAD), "a contract without a row here"
 
 
+def test_an_extension_is_chosen_in_one_place():
+    """The linter does not see those, since they are no Python files. For a type checker they may be named anywhere."""
+    unseen = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)*", re.MULTILINE)
+    places = {path.stem: unseen.sub("", path.read_text()) for path in (PACKAGE / "server").glob("*.py")}
+    for extension in (path.stem for path in (PACKAGE / "server").glob("*.pyx")):
+        imports = re.compile(rf"import .*\b{extension}\b|\b{extension} import")
+        assert len([name for name, text in places.items() if imports.search(text)]) == 1, extension
+
+
 def test_the_linter_sees_the_standard_library(copied):
     (copied / "canal_dns" / "dns" / "extra.py").write_text("".join(f"import {module}\n" for module in UNWELCOME))
     _, text = lint(copied)

@@ -19,15 +19,28 @@ from hypothesis import strategies as st
 
 from canal_dns.dns import names
 from canal_dns.dns.access import Gate
-from canal_dns.dns.responder import Reply, answer_from_table, decide
+from canal_dns.dns.cache import AnswerCache
+from canal_dns.dns.responder import Reply, Source, answer_from_table, decide
 from canal_dns.dns.table import AnswerTable
+from canal_dns.dns.wire import Framer, frame
 from canal_dns.metrics import Counters
 from canal_dns.server import _batch_mmsg as mmsg
 from canal_dns.server import _batch_py as pure
 from canal_dns.server import batch
 from canal_dns.server.sockets import open_udp, reply_control
+from canal_dns.server.tally import Tally
 from canal_dns.settings import AccessSettings, Endpoint
+from tests.dns.packets import ask, opt, packet, upstream_reply
 from tests.server.serving import BOUND, WEB, is_vip, query, udp_client
+
+try:
+    if os.environ.get("CANAL_DNS_NO_EXTENSIONS") == "1":
+        raise ImportError
+    from canal_dns.server import _batch_c as native
+except ImportError:
+    FILLINGS: dict[str, Any] = {"pure": pure, "mmsg": mmsg}
+else:
+    FILLINGS = {"pure": pure, "mmsg": mmsg, "native": native}
 
 NOW = 1000.0
 CLIENT = ("10.1.2.3", 40_000)
@@ -91,7 +104,7 @@ class ManyAtOnce(Script):
     def fileno(self) -> int:
         return -1
 
-    def recvmmsg(self, _fd: int, _address: int, count: int, _flags: int, _timeout: None) -> int:
+    def recvmmsg(self, _fd: int, address: int, count: int, _flags: int, _timeout: None) -> int:
         for slot in range(count):
             if slot and self.packets and isinstance(self.packets[0], OSError):
                 return slot
@@ -100,13 +113,16 @@ class ManyAtOnce(Script):
             except OSError as error:
                 ctypes.set_errno(error.errno or 0)
                 return slot or -1
-            at = slot * pure.MAX_PACKET
-            mmsg._packets.octets[at : at + len(packet)] = packet
-            mmsg._received.halves[16 * slot + 14] = len(packet)
-            name = struct.pack("=H", socket.AF_INET) + struct.pack(">H4s", port, socket.inet_aton(host))
-            mmsg._names.octets[28 * slot : 28 * slot + 8] = name
-            control = struct.pack("=QII", 28, *PKTINFO[:2]) + PKTINFO[2]
-            mmsg._controls.octets[64 * slot : 64 * slot + len(control)] = control
+            header = (ctypes.c_uint64 * 8).from_address(address + 64 * slot)
+            part = (ctypes.c_uint64 * 2).from_address(header[2])
+            assert (header[1], part[1], header[5]) == (28, pure.MAX_PACKET, 64), "as new"
+            ctypes.memmove(part[0], packet, len(packet))
+            header[7] = len(packet)
+            name = struct.pack("=H", socket.AF_INET) + struct.pack(">H4s8x", port, socket.inet_aton(host))
+            control = struct.pack("=QII", 28, *PKTINFO[:2]) + PKTINFO[2] if self.wildcard else b""
+            ctypes.memmove(header[0], name, len(name))
+            ctypes.memmove(header[4], control, len(control))
+            header[1], header[5] = len(name), (len(control) + 7) // 8 * 8
         return count
 
     def sendmmsg(self, _fd: int, address: int, count: int, _flags: int) -> int:
@@ -127,19 +143,34 @@ class ManyAtOnce(Script):
         return count
 
 
+_RECEIVE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, use_errno=True
+)
+_SEND = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, use_errno=True)
+
+
 class Filling:
     """One filling of the packet loop, and sockets that it can read."""
 
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._module = {"pure": pure, "mmsg": mmsg}[name]
+        self.module: Any = FILLINGS[name]
         self._monkeypatch = monkeypatch
+        self.answer = getattr(self.module, "answer", pure.answer)
+        self.answer_stream = getattr(self.module, "answer_stream", pure.answer_stream)
 
     def socket(self, packets: Iterable[Any], **different: Any) -> Script:
-        if self._module is pure:
+        if self.module is pure:
             return OneByOne(packets, **different)
         sock = ManyAtOnce(packets, **different)
-        self._monkeypatch.setattr(mmsg, "_recvmmsg", sock.recvmmsg)
-        self._monkeypatch.setattr(mmsg, "_sendmmsg", sock.sendmmsg)
+        if self.module is mmsg:
+            self._monkeypatch.setattr(mmsg, "_recvmmsg", sock.recvmmsg)
+            self._monkeypatch.setattr(mmsg, "_sendmmsg", sock.sendmmsg)
+        else:
+            calls = (_RECEIVE(sock.recvmmsg), _SEND(sock.sendmmsg))
+            for address, call in zip(self.module.CALLS, calls, strict=True):
+                # With the call, so that it is there as long as its address is.
+                place = Place(address, call)
+                self._monkeypatch.setattr(place, "value", ctypes.cast(call, ctypes.c_void_p).value)
         return sock
 
     def drain(
@@ -150,12 +181,32 @@ class Filling:
         bound: bool = True,
         at: Gate | None = None,
         of: AnswerTable | None = None,
+        cache: AnswerCache | None = None,
     ) -> tuple[list[Any], Counters]:
-        counters = Counters()
-        return self._module.drain(sock, (of or table()) if bound else None, at or gate(), budget, counters, NOW), counters
+        counters, tally = Counters(), Tally()
+        of = (of or table()) if bound else None
+        misses = self.module.drain(sock, of, cache, at or gate(), budget, tally.words, counters, NOW)
+        tally.add_to(counters)
+        return misses, counters
 
 
-@pytest.fixture(params=["pure", "mmsg"])
+class Place:
+    """A word in memory."""
+
+    def __init__(self, address: int, call: object) -> None:
+        self._word = ctypes.c_void_p.from_address(address)
+        self._call = call
+
+    @property
+    def value(self) -> int | None:
+        return self._word.value
+
+    @value.setter
+    def value(self, number: int | None) -> None:
+        self._word.value = number
+
+
+@pytest.fixture(params=FILLINGS)
 def filling(request: pytest.FixtureRequest) -> Iterator[Filling]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(mmsg, "_hosts", {socket.inet_aton(CLIENT[0]): CLIENT[0]})
@@ -267,6 +318,7 @@ def test_who_may_not_ask_gets_no_hit(filling: Filling, wildcard: bool) -> None:
 @wildcard
 def test_exempt_clients_get_no_hit_whatever_is_ready(filling: Filling, wildcard: bool) -> None:
     of, at = table(), gate()
+    assert answer_from_table(query(), of, False)
     of_others = filling.socket([query()], wildcard=wildcard)
     assert (filling.drain(of_others, at=at, of=of)[0], len(of_others.sent)) == ([], 1)
     assert of.ready
@@ -336,6 +388,147 @@ def test_hits_among_misses_keep_their_clients_and_their_addresses(filling: Filli
     assert [miss.peer[1] for miss in misses] == list(range(1000, 1060, 3))
 
 
+# -- one query, and a stream ---------------------------------------------------------------------------------------------
+
+UP = "a1.up.test"
+DO = opt(flags=0x8000)
+COOKIE = opt(options=bytes.fromhex("000a0008") + b"12345678")
+
+
+def filled() -> AnswerCache:
+    """One that knows a name for 20 seconds from NOW on, for those who want DNSSEC records too, and that there is no other."""
+    cache = AnswerCache(10)
+    address, signature = (f"{UP}.", 20, "A", "192.0.2.1"), (f"{UP}.", 20, "TXT", "x" * 200)
+    for asked, lines in ((b"", [address]), (DO, [address, signature])):
+        wanted = ask(UP, additional=asked)
+        cache.put(wanted, upstream_reply(wanted, lines, flags="QR RD RA AD"), table(), NOW)
+    missing = ask("a2.up.test")
+    soa = ("up.test.", 300, "SOA", "ns.up.test. root.up.test. 1 2 3 4 20")
+    cache.put(missing, upstream_reply(missing, [], [soa], rcode="NXDOMAIN"), table(), NOW)
+    assert len(cache.entries) == 3
+    return cache
+
+
+TABLE, FILLED = table(), filled()
+USUAL = [
+    packet(name, qtype, flags=flags, additional=additional)
+    for name in (WEB, UP, "a2.up.test", "A1.uP.TeSt")
+    for qtype in (1, 28)
+    for flags in (0, 0x0100, 0x0130, 0x07F0)
+    for additional in (b"", opt(), DO, opt(0), COOKIE)
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("age", [0.0, 0.9, 1.0, 7.5, 17.9, 18.0, 21.0])
+def test_an_answer_is_what_decide_says(filling: Filling, age: float, stream: bool) -> None:
+    of, cache, found = table(), filled(), 0
+    for one in USUAL:
+        answer = filling.answer(one, of, cache, NOW + age, stream)
+        assert answer == pure.answer(one, of, cache, NOW + age, stream)
+        verdict = decide(one, *CLIENT, stream, of, gate(), NOW + age, cache)
+        if isinstance(verdict, Reply) and verdict.source is not Source.TABLE and age >= 18.0:
+            # The last tenth of its life is for decide(), until that has had it fetched anew.
+            assert answer in (None, verdict.wire)
+        elif isinstance(verdict, Reply):
+            assert answer == verdict.wire
+            found += 1
+        else:
+            assert answer is None
+    assert found >= 40
+
+
+def test_what_is_answered_from_the_cache_is_marked_as_used(filling: Filling) -> None:
+    cache = filled()
+    assert filling.answer(query(UP), table(), cache, NOW, False)
+    assert [cache.visited[entry.slot] for entry in cache.entries.values()] == [1, 0, 0]
+
+
+def test_before_the_first_table_there_is_no_answer(filling: Filling) -> None:
+    assert filling.answer(query(), None, filled(), NOW, False) is None
+    tally = Tally()
+    assert filling.answer_stream(frame(query()), None, filled(), NOW, tally.words, 9) == (b"", [query()], 2 + len(query()), 1)
+
+
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    packet=st.sampled_from(USUAL),
+    changes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 20),
+    more=st.binary(max_size=20),
+    age=st.floats(-1, 30),
+    stream=st.booleans(),
+)
+def test_the_fillings_agree_or_leave_it_to_python(
+    filling: Filling, packet: bytes, changes: list[tuple[int, int]], cut: int, more: bytes, age: float, stream: bool
+) -> None:
+    mutated = bytearray(packet[: len(packet) - cut] + more if cut < 5 else packet)
+    for at, octet in changes:
+        mutated[at % len(mutated)] = octet
+    one, of, cache = bytes(mutated), TABLE, FILLED
+    answer = filling.answer(one, of, cache, NOW + age, stream)
+    assert answer in (None, pure.answer(one, of, cache, NOW + age, stream))
+    sock = filling.socket([one])
+    misses, _ = filling.drain(sock, of=of, cache=cache)
+    assert sock.sent in ([], [(pure.answer(one, of, cache, NOW, False), CLIENT)])
+    assert [miss.packet for miss in misses] == ([] if sock.sent else [one])
+
+
+@given(octets=st.binary(max_size=400), most=st.integers(0, 5))
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_octets_of_a_stream_raise(filling: Filling, octets: bytes, most: int) -> None:
+    _, misses, used, taken = filling.answer_stream(memoryview(octets), table(), None, NOW, Tally().words, most)
+    assert used == sum(2 + len(miss) for miss in misses) <= len(octets)
+    assert len(misses) == taken <= most
+
+
+def test_a_stream_is_answered_frame_by_frame(filling: Filling) -> None:
+    messages = [query(ident=1), query("b.up.test", ident=2), query(WEB, 28, ident=3)]
+    octets = b"".join(frame(message) for message in messages)
+    tally, of = Tally(), table()
+    part = frame(query(ident=9))[:-1]
+    wire, misses, used, taken = filling.answer_stream(octets + part, of, None, NOW, tally.words, 100)
+    replies = [answer_from_table(messages[at], of, True) for at in (0, 2)]
+    assert wire == b"".join(frame(reply) for reply in replies if reply)
+    assert (misses, used, taken) == ([messages[1]], len(octets), 3)
+    counters = Counters()
+    tally.add_to(counters)
+    assert counters["canal_dns_requests_total"] == {("tcp", "A"): 1, ("tcp", "AAAA"): 1}
+    assert counters["canal_dns_answers_total"] == {("table",): 2}
+    assert sum(counters.histograms["canal_dns_request_duration_seconds"][("table",)].counts) == 2
+    first = filling.answer_stream(octets, of, None, NOW, tally.words, 1)
+    assert first == (frame(replies[0] or b""), [], len(frame(messages[0])), 1)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", query()[:11], query(flags=0x8100)])
+def test_nothing_is_taken_after_what_is_no_query(filling: Filling, garbage: bytes) -> None:
+    octets = frame(query()) + frame(garbage)
+    wire, *others = filling.answer_stream(octets + frame(query()), table(), None, NOW, Tally().words, 9)
+    assert is_vip(wire)
+    assert others == [[garbage], len(octets), 2]
+
+
+def test_more_replies_than_are_gathered_at_once_come_in_order(filling: Filling) -> None:
+    octets = b"".join(frame(query(ident=ident)) for ident in range(3000))
+    wire, misses, used, _ = filling.answer_stream(octets, table(), None, NOW, Tally().words, 5000)
+    replies = Framer().feed(wire)
+    assert (len(replies), misses, used) == (3000, [], len(octets))
+    assert [int.from_bytes(reply[:2], "big") for reply in replies] == list(range(3000))
+
+
+def test_hits_of_the_cache_are_counted_as_such(filling: Filling) -> None:
+    sock = filling.socket([query(UP), query("a2.up.test"), query()])
+    misses, counters = filling.drain(sock, cache=filled())
+    if filling.module in (pure, mmsg):
+        assert len(misses) == 2, "decide() answers these"
+        return
+    assert misses == []
+    assert counters["canal_dns_answers_total"] == {("table",): 1, ("cache",): 2}
+    assert counters["canal_dns_responses_total"] == {("NOERROR",): 2, ("NXDOMAIN",): 1}
+    durations = counters.histograms["canal_dns_request_duration_seconds"]
+    assert {labels: sum(one.counts) for labels, one in durations.items()} == {("table",): 1, ("cache",): 2}
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
 def test_what_real_sockets_give(filling: Filling, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both fillings, both families: the same peers, the same control messages, the same replies."""
@@ -368,8 +561,13 @@ def test_what_runs_and_why(forbidden: str) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     implementation, _, reason = done.stdout.partition(" - ")
-    assert implementation == ("pure" if forbidden == "1" else "mmsg")
+    assert implementation == ("pure" if forbidden == "1" else list(FILLINGS)[-1])
     assert ("forbids" in reason) == (forbidden == "1")
+
+
+def test_the_extension_is_there_where_it_must_be() -> None:
+    if os.environ.get("CANAL_DNS_REQUIRE_NATIVE") == "1":
+        assert "native" in FILLINGS
 
 
 @pytest.mark.parametrize("call", ["_recvmmsg", "_sendmmsg"])
@@ -384,17 +582,16 @@ def test_a_kernel_that_refuses_a_call_is_found_out_at_import(call: str, monkeypa
         mmsg.check()
 
 
-def test_a_call_that_fails_later_costs_no_datagram(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def refused(*_: Any) -> int:
-        ctypes.set_errno(errno.ENOSYS)
-        return -1
-
-    monkeypatch.setattr(mmsg, "_told", set())
-    monkeypatch.setattr(mmsg, "_recvmmsg", refused)
+@pytest.mark.parametrize("filling", [name for name in FILLINGS if name != "pure"], indirect=True)
+def test_a_call_that_fails_later_costs_no_datagram(
+    filling: Filling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pure, "_told", set())
     with open_udp(Endpoint("127.0.0.1", 0), shared=False) as sock, udp_client() as client:
         for ident in range(3):
+            filling.socket([OSError(errno.ENOSYS, "")])
             client.sendto(query("a.up.test", ident=ident), sock.getsockname())
-            (miss,) = mmsg.drain(sock, None, Gate(AccessSettings()), 64, Counters(), NOW)
+            (miss,) = filling.drain(sock, bound=False)[0]
             assert miss.packet[:2] == ident.to_bytes(2, "big")
             assert miss.peer == client.getsockname()
     assert [record.getMessage() for record in caplog.records] == [
