@@ -64,6 +64,8 @@ class Cluster:
             self._note_delegates(None, record)
         for record in sorted(self.view.virtual_services.values(), key=age):
             self._resolve((record.namespace, record.name), record)
+        for model in self.models:
+            model.settle()
 
     def follow(self, changes: Iterable[Change]) -> set[str] | None:
         """Take changes in. Returns the names whose outcome may be another now; None: all."""
@@ -103,6 +105,8 @@ class Cluster:
         for key in virtual_services:
             record = self.view.virtual_services.get(key)
             hosts |= self._resolve(key, record)
+        for model in self.models:
+            hosts |= model.settle()
         return None if everything or "*" in hosts else names | self._names(hosts)
 
     def finder(self, model: GatewayModel) -> Find:

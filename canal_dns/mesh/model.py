@@ -3,6 +3,8 @@
 Rules of this file:
 - what follows from Gateways, the gateway's Service and its pods (the layout) is made once; they change rarely;
 - each VirtualService is put in and taken out by itself, and the answer is the names whose outcome that may change;
+- filter chains hang together (a server name counts once, a listener is refused as a whole): they are made anew when all changes
+  are in, and what became of them is told once (`settle`);
 - TCP: a server has the first live route of its first VirtualService; TLS passthrough: a chain per match, a repeated server name
   drops the whole match (createGatewayTCPFilterChainOpts).
 """
@@ -160,6 +162,8 @@ class GatewayModel:
         """VirtualService -> why Envoy refuses every route configuration while it is there."""
         self._chains: dict[int, dict[str, Chains]] = {}
         """Port -> bind -> filter chains."""
+        self._settled: dict[int, dict[str, Chains]] = {}
+        """Port whose offers have changed -> bind -> filter chains at the last `settle`."""
         self._choices: dict[int, dict[str, Choice]] = {}
 
     def _authority_ends(self, route_name: str) -> tuple[str, ...]:
@@ -179,7 +183,8 @@ class GatewayModel:
 
     def put(self, key: str, resolved: Resolved | None) -> set[str]:
         """Put a VirtualService in, replacing its former self; None: take it out. Returns the hosts touched: those of its
-        destinations and domains, and those whose routes it reveals or hides; a wildcard stands for every name below it."""
+        destinations and domains, and those whose routes it reveals or hides; a wildcard stands for every name below it. What
+        becomes of filter chains is told by `settle`."""
         old = self.contributions.pop(key, None)
         new = self._contribution(resolved) if resolved is not None else None
         touched: set[str] = set()
@@ -192,8 +197,18 @@ class GatewayModel:
         if before != bool(self.refusing):
             touched.add("*")
         touched |= self._put_routes(old, new)
-        touched |= self._put_offers(self.tcp, old.tcp if old else (), new.tcp if new else ())
-        touched |= self._put_offers(self.sni, old.sni if old else (), new.sni if new else ())
+        self._put_offers(self.tcp, old.tcp if old else (), new.tcp if new else ())
+        self._put_offers(self.sni, old.sni if old else (), new.sni if new else ())
+        return touched
+
+    def settle(self) -> set[str]:
+        """The hosts that changes of filter chains have touched since the last call."""
+        touched: set[str] = set()
+        for port, before in self._settled.items():
+            after = self._port_chains(port)
+            for bind, chains in before.items():
+                touched |= _difference(chains, after[bind])
+        self._settled.clear()
         return touched
 
     def _contribution(self, resolved: Resolved) -> Contribution | None:
@@ -271,22 +286,17 @@ class GatewayModel:
 
     def _put_offers(
         self, kept: dict[Placed, list[Offer]], old: Iterable[tuple[Placed, Offer]], new: Iterable[tuple[Placed, Offer]]
-    ) -> set[str]:
-        ports = {placed.port for placed, _ in (*old, *new)}
-        before = {port: self._port_chains(port) for port in ports}
+    ) -> None:
+        for port in {placed.port for placed, _ in (*old, *new)}:
+            if port not in self._settled:
+                self._settled[port] = self._port_chains(port)
+            self._chains.pop(port, None)
+            self._choices.pop(port, None)
         for placed, offer in old:
             offers = kept[placed]
             del offers[bisect_left(offers, _sorting(offer), key=_sorting)]
         for placed, offer in new:
             insort(kept[placed], offer, key=_sorting)
-        touched: set[str] = set()
-        for port in ports:
-            del self._chains[port]
-            self._choices.pop(port, None)
-            after = self._port_chains(port)
-            for bind, chains in before[port].items():
-                touched |= _difference(chains, after[bind])
-        return touched
 
     def chains(self, listener: Listener) -> Chains:
         """The filter chains of a listener; a sentence if Envoy refuses it because two are chosen by the same."""
@@ -393,8 +403,14 @@ def _difference(before: Chains, after: Chains) -> set[str]:
     """The hosts that a change of chains touches."""
     if isinstance(before, str) or isinstance(after, str):
         return set() if before == after else {"*"}
+    old, new = _by_origin(before), _by_origin(after)
     touched: set[str] = set()
-    for one in set(before) ^ set(after):
+    for one in {old[key] for key in old.keys() - new.keys()} ^ {new[key] for key in new.keys() - old.keys()}:
         touched.update(one.names or ())
         touched.update(target.host for target in (one.offer.targets if one.offer else ()))
     return touched
+
+
+def _by_origin(chains: Iterable[SniChain]) -> dict[tuple[int, int], SniChain]:
+    """Chains by the server and the offer that they were made of, which is cheaper than to compare what they say."""
+    return {(one.chain.sequence, id(one.offer)): one for one in chains}

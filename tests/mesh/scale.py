@@ -3,7 +3,8 @@
 20,000 Services, 5,000 VirtualServices, 2,000 namespaces; every VirtualService in the shape of the original's users: hosts `*`,
 one exact path, one destination. `same`: all ask for `/hello`, so all but one are hidden; `own`: each has its own path; `hosts`:
 each has its Service's name as host; `subsets`: that too, and each names a subset that a DestinationRule of its own defines, all
-of them in one namespace.
+of them in one namespace; `tls`: each has a tls route instead, with its Service's name as server name, on a passthrough server.
+`tls=400` takes 400 VirtualServices.
 """
 
 from __future__ import annotations
@@ -25,9 +26,22 @@ def _name(number: int) -> str:
     return make.full(f"svc-{number}.ns-{number % NAMESPACES}")
 
 
+def _gateway(shape: str, *more: Any) -> Any:
+    return parse(make.gateway(make.tls_server() if shape == "tls" else make.server(80), *more))
+
+
+def _service(number: int, shape: str, namespace: str = "", name: str = "", *more: int) -> Any:
+    ports = (8443 if shape == "tls" else 80, *more)
+    return parse(make.service(name or f"svc-{number}", namespace or f"ns-{number % NAMESPACES}", ports))
+
+
 def _route(number: int, shape: str, destination: str = "") -> Any:
+    if shape == "tls":
+        route = make.sni(_name(number), to_host=destination or _name(number))
+        own = [_name(number)]
+        return parse(make.virtual_service(tls=[route], name=f"vs-{number}", hosts=own, created=number % 3000))
     path = "/hello" if shape == "same" else f"/hello/{number}"
-    aim = make.to(destination or _name(number), subset="v1" if shape == "subsets" else None)
+    aim = make.to(destination or _name(number), subset="v1" if shape == "subsets" else "")
     return parse(
         make.virtual_service(
             make.http(aim, match={"uri": {"exact": path}}),
@@ -38,13 +52,14 @@ def _route(number: int, shape: str, destination: str = "") -> Any:
     )
 
 
-def _view(shape: str) -> View:
-    view = View(filter(None, map(parse, (*make.BASE, make.gateway(make.server(80))))))
+def _view(shape: str, routes: int) -> View:
+    view = View(filter(None, map(parse, make.BASE)))
+    view.apply(_gateway(shape))
     for number in range(NAMESPACES):
         view.apply(parse(make.namespace(f"ns-{number}")))  # type: ignore[arg-type]
     for number in range(SERVICES):
-        view.apply(parse(make.service(f"svc-{number}", f"ns-{number % NAMESPACES}")))  # type: ignore[arg-type]
-    for number in range(ROUTES):
+        view.apply(_service(number, shape))
+    for number in range(routes):
         view.apply(_route(number, shape))
         if shape == "subsets":
             view.apply(_rule(number, "v1"))
@@ -64,40 +79,52 @@ def _timed(label: str, work: Any, times: int = 1) -> Any:
     return found
 
 
-def main(shapes: list[str]) -> None:
-    for shape in shapes:
-        print(shape)
-        view = _timed("read 27,000 objects", lambda _, shape=shape: _view(shape))
-        settings = replace(make.SETTINGS, max_bindings=100_000)
-        result = _timed("bind, reasons included", lambda _, view=view, settings=settings: bind(view, settings))
-        print(f"  bound {len(result.bound)}, skipped {len(result.skipped)}")
-        binder = Binder(view, settings)
-        _timed("Binder, first refresh", lambda _, binder=binder: binder.refresh())
+def _measure(shape: str, routes: int) -> None:
+    view = _timed("read the objects", lambda _: _view(shape, routes))
+    settings = replace(make.SETTINGS, max_bindings=100_000)
+    result = _timed("bind, reasons included", lambda _: bind(view, settings))
+    print(f"  bound {len(result.bound)}, skipped {len(result.skipped)}")
+    binder = Binder(view, settings)
+    _timed("Binder, first refresh", lambda _: binder.refresh())
 
-        def change(record: Any, binder: Binder = binder, view: View = view) -> None:
-            view.apply(record)
-            binder.refresh()
+    def change(record: Any) -> None:
+        view.apply(record)
+        binder.refresh()
 
-        def drop(kind: str, namespace: str, name: str, binder: Binder = binder, view: View = view) -> None:
-            view.delete(kind, namespace, name)
-            binder.refresh()
+    def drop(kind: str, namespace: str, name: str) -> None:
+        view.delete(kind, namespace, name)
+        binder.refresh()
 
-        _timed("VirtualService: other destination", lambda n, s=shape: change(_route(n * 7, s, _name(9000 + n))), 200)
-        _timed("VirtualService: back", lambda n, s=shape: change(_route(n * 7, s)), 200)
-        _timed("VirtualService: deleted (the oldest)", lambda n: drop("VirtualService", "istio-system", f"vs-{n * 3000}"), 2)
-        _timed("VirtualService: created (the oldest)", lambda n, s=shape: change(_route(n * 3000, s)), 2)
-        _timed("VirtualService: of a new namespace", lambda n, s=shape: change(_foreign(n, s)), 20)
-        _timed("Service: another port", lambda n: change(parse(make.service(f"svc-{n}", f"ns-{n}", (80, 81)))), 200)
-        _timed("Service: deleted", lambda n: drop("Service", f"ns-{n}", f"svc-{n}"), 200)
-        _timed("Service: created", lambda n: change(parse(make.service(f"svc-{n}", f"ns-{n}"))), 200)
-        _timed("Service that nobody routes to", lambda n: change(parse(make.service(f"new-{n}", "ns-1"))), 200)
-        _timed("DestinationRule: another subset", lambda n: change(_rule(n, "v2")), 200)
-        _timed("Namespace: new", lambda n: change(parse(make.namespace(f"new-{n}"))), 20)
-        _timed("Namespace: opted out", lambda n: change(parse(make.namespace(f"ns-{n}", bind="false"))), 20)
-        _timed("Gateway: another server", lambda n: change(parse(make.gateway(make.server(80), make.tcp_server()))))
+    def edit(number: int, destination: str = "") -> None:
+        change(_route(number % routes, shape, destination))
+
+    oldest = [0, 3000 % routes]
+    _timed("VirtualService: other destination", lambda n: edit(n * 7, _name(9000 + n)), 200)
+    _timed("VirtualService: back", lambda n: edit(n * 7), 200)
+    _timed("VirtualService: deleted (the oldest)", lambda n: drop("VirtualService", "istio-system", f"vs-{oldest[n]}"), 2)
+    _timed("VirtualService: created (the oldest)", lambda n: edit(oldest[n]), 2)
+    _timed("VirtualService: of a new namespace", lambda n: change(_foreign(n, shape)), 20)
+    _timed("Service: another port", lambda n: change(_service(n, shape, "", "", 81)), 200)
+    _timed("Service: deleted", lambda n: drop("Service", f"ns-{n}", f"svc-{n}"), 200)
+    _timed("Service: created", lambda n: change(_service(n, shape)), 200)
+    _timed("Service that nobody routes to", lambda n: change(_service(0, shape, "ns-1", f"new-{n}")), 200)
+    _timed("DestinationRule: another subset", lambda n: change(_rule(n, "v2")), 200)
+    _timed("Namespace: new", lambda n: change(parse(make.namespace(f"new-{n}"))), 20)
+    _timed("Namespace: opted out", lambda n: change(parse(make.namespace(f"ns-{n}", bind="false"))), 20)
+    _timed("Gateway: another server", lambda n: change(_gateway(shape, make.tcp_server())))
+
+
+def main(asked: list[str]) -> None:
+    for one in asked:
+        shape, _, count = one.partition("=")
+        print(one)
+        _measure(shape, int(count or ROUTES))
 
 
 def _foreign(number: int, shape: str) -> Any:
+    if shape == "tls":
+        foreign = make.sni(f"foreign-{number}.example", to_host=_name(number))
+        return parse(make.virtual_service(tls=[foreign], name="foreign", namespace=f"ns-{number}", created=3000))
     return parse(
         make.virtual_service(
             make.http(_name(number), match={"uri": {"prefix": f"/foreign/{number}"}}),
@@ -110,4 +137,4 @@ def _foreign(number: int, shape: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["same", "own", "hosts", "subsets"])
+    main(sys.argv[1:] or ["same", "own", "hosts", "subsets", "tls=2000"])
