@@ -1,7 +1,7 @@
 """One client TCP connection: frames in, replies out, pipelined and out of order (RFC 7766 sections 6.2.1 and 7).
 
 Rules of this file:
-- knows nothing of a message but its frame: what to do with one is asked of the intake;
+- knows nothing of a message but its frame: `batch` answers what it can of what was read, the intake is asked about the rest;
 - what is not read cannot flood: reading stops while too many queries wait upstream or the client does not take its replies;
 - every state has a deadline or something else that ends it within the forward budget; the wheel asks for it;
 - it ends with FIN, and what still comes is read until the client has seen that: a close on unread octets sends RST, which
@@ -18,8 +18,10 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from canal_dns.dns.access import DROPPED_PORTS
 from canal_dns.dns.responder import Forward, Reply
-from canal_dns.dns.wire import Framer, frame
+from canal_dns.dns.wire import frame
+from canal_dns.server.batch import answer_stream
 
 if TYPE_CHECKING:
     from canal_dns.server.tcp import Connections
@@ -33,8 +35,10 @@ UNSENT = 2 * WRITE_HIGH
 """Octets of replies that may wait in all, beside what the kernel holds: who lets more gather is not reading."""
 LINGER = 1.0
 """Seconds that a client has, after the last reply, to close its side."""
-_FLUSH = 64
-"""Replies that are gathered before they are written: a few kilobytes, so that `pause_writing` comes in time."""
+_FLUSH = 16 << 10
+"""Octets of replies that are gathered before they are written, so that `pause_writing` comes in time."""
+_TAKEN = 128
+"""Messages taken up at once: their replies from memory are about as much."""
 
 _clock = time.monotonic
 
@@ -43,9 +47,9 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection. It is `open` from accept until the transport is gone."""
 
     __slots__ = (
-        "_active", "_blocked", "_ending", "_framer", "_heard", "_home", "_host", "_in_flight", "_lingering", "_looked", "_out",
-        "_paused", "_port", "_progress", "_queries", "_queue", "_read_out", "_started", "_taken", "_transport", "_working",
-        "_written", "slot",
+        "_active", "_blocked", "_ending", "_gathered", "_heard", "_home", "_host", "_in_flight", "_lingering", "_looked",
+        "_octets", "_out", "_paused", "_port", "_progress", "_queries", "_queue", "_read_out", "_started", "_taken",
+        "_transport", "_turning", "_working", "_written", "slot",
     )  # fmt: skip
 
     def __init__(self, home: Connections, host: str, port: int) -> None:
@@ -53,12 +57,16 @@ class Connection(asyncio.BufferedProtocol):
         self._host = host
         self._port = port
         self._transport: asyncio.Transport | None = None
-        self._framer = Framer()
+        self._octets: bytes | memoryview = b""
+        """What was read and is not taken up: a part of a message, or what the limits keep waiting."""
         self._queue: deque[bytes] = deque()
         self._out: list[bytes] = []
+        self._gathered = 0
+        """Octets in `_out`."""
         self._queries = 0
         self._in_flight = 0
         self._working = False
+        self._turning = False
         self._paused = False
         self._blocked = False
         self._ending = False
@@ -84,27 +92,20 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """One buffer serves all connections: what was read is copied out of it before anything else is read."""
+        """One buffer serves all connections: what is left in it is copied before anything else is read."""
         return self._home.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._ending:
             return
         now = _clock()
-        framer = self._framer
-        if not framer.pending:
-            self._started = now
         self._heard = True
-        messages = framer.feed(bytes(self._home.buffer[:nbytes]))
-        if messages:
+        chunk = self._home.buffer[:nbytes]
+        if self._octets:
+            self._octets = b"".join((self._octets, chunk))
+        else:
+            self._octets = chunk
             self._started = now
-            room = self._home.settings.queries_per_connection - self._queries
-            self._queries += len(messages)
-            self._queue.extend(messages[:room])
-            if len(messages) >= room:
-                self.finish("queries")
-        if framer.empty_frame:
-            self.finish("garbage")
         self._work(now)
 
     def eof_received(self) -> bool:
@@ -126,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._queue.clear()
+        self._drop_rest()
         self._out.clear()
         self._home.closed(self)
 
@@ -134,48 +135,95 @@ class Connection(asyncio.BufferedProtocol):
 
     def _work(self, now: float) -> None:
         """Take up what was read, as far as the limits allow, and write what came of it at once."""
+        self._working = True
+        while self._transport is not None and not self._blocked:
+            if self._queue:
+                self._ask(now)
+            if self._queue or not self._octets or not self._take(now):
+                break
+        self._working = False
+        # The buffer is another connection's next.
+        self._octets = bytes(self._octets)
+        self._settle()
+
+    def _take(self, now: float) -> bool:
+        """Answer what can be answered at once, queue the other messages; False where there is no whole one."""
+        home, intake = self._home, self._home.intake
+        quick = self._host in intake.gate.free and self._port not in DROPPED_PORTS
+        table = intake.quick if quick else None
+        cache = None if table is None else intake.cache
+        room = home.settings.queries_per_connection - self._queries
+        most = min(room, _TAKEN) if room > 0 else _TAKEN
+        wire, misses, used, taken = answer_stream(self._octets, table, cache, now, intake.tally.words, most)
+        if not taken:
+            return False
+        self._octets = self._octets[used:]
+        self._started = now
+        self._queries += taken
+        self._queue.extend(misses)
+        if taken >= room and not intake.gate.is_peer(self._host):
+            self._octets = b""
+            self.finish("queries")
+        if wire:
+            self._put(wire)
+        return True
+
+    def _ask(self, now: float) -> None:
+        """Have the intake judge what waits, as far as the limits allow."""
         home, queue = self._home, self._queue
         limit = home.settings.in_flight
-        self._working = True
         while queue and self._in_flight < limit and not self._blocked and self._transport is not None:
             packet = queue.popleft()
-            verdict = home.intake.decide(packet, self._host, self._port, True, now)
+            verdict = home.intake.decide(packet, self._host, self._port, True, now) if packet else None
             if type(verdict) is Forward:
                 self._in_flight += 1
                 home.intake.forward(verdict, self._host, partial(self._answer, now))
             elif type(verdict) is Reply:
-                self._out.append(frame(verdict.wire))
+                self._put(frame(verdict.wire))
                 home.intake.replied(verdict, now)
             else:
                 # Who sends what is no query does not speak DNS: nothing after it can be trusted to be a frame.
                 self.finish("garbage")
-                queue.clear()
-            if len(self._out) >= _FLUSH:
-                self._flush()
-        self._working = False
-        self._settle()
+                self._drop_rest()
 
     def _answer(self, since: float, wire: bytes | None) -> None:
         """The forwarder's reply; None: there is none, it would come too late."""
         self._in_flight -= 1
         if self._transport is None or self._transport.is_closing():
             return
-        now = self._active = _clock()
+        self._active = _clock()
         if wire is not None:
-            if self._transport.get_write_buffer_size() + len(wire) > UNSENT:
+            if self._transport.get_write_buffer_size() + self._gathered + len(wire) > UNSENT:
                 self._home.count_closed("write")
                 self.abort()
                 return
-            self._out.append(frame(wire))
+            self._put(frame(wire))
             self._home.intake.relayed(wire, since)
-        if not self._working:
+        if not self._working and not self._turning:
+            # What comes by one event of the loop leaves in one write.
+            self._turning = True
+            self._home.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turning = False
+        self._work(_clock())
+
+    def _put(self, wire: bytes) -> None:
+        """Framed replies, to leave with what else comes now."""
+        self._out.append(wire)
+        self._gathered += len(wire)
+        if self._gathered >= _FLUSH:
             self._flush()
-            self._work(now)
+
+    def _drop_rest(self) -> None:
+        self._octets = b""
+        self._queue.clear()
 
     def _flush(self) -> None:
         if self._out and self._transport is not None:
             data = b"".join(self._out)
             self._out.clear()
+            self._gathered = 0
             self._written += len(data)
             self._active = _clock()
             self._transport.write(data)
@@ -186,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None or self._lingering or transport.is_closing():
             return
         self._flush()
-        if self._ending and not self._queue and not self._in_flight:
+        if self._ending and not self._queue and not self._in_flight and not (self._blocked and self._octets):
             self._hang_up(transport)
         elif self._ending or self._queue or self._blocked or self._in_flight >= self._home.settings.in_flight:
             if not self._paused:
@@ -210,7 +258,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def rest(self) -> None:
         """The server stops: `finish`. Who is in the middle of nothing has nothing on its way that a close could destroy."""
-        self._read_out = not (self._paused or self._queue or self._in_flight or self._framer.pending)
+        self._read_out = not (self._paused or self._queue or self._in_flight or self._octets)
         self.finish("shutdown")
 
     def _hang_up(self, transport: asyncio.Transport) -> None:
@@ -252,7 +300,7 @@ class Connection(asyncio.BufferedProtocol):
                     transport.abort()
                 return self._progress + LINGER
             deadline, reason = self._progress + limits.write, "write"
-        elif self._framer.pending and not self._paused:
+        elif self._octets and not self._paused:
             deadline, reason = self._started + limits.message, "message"
         elif self._in_flight or self._queue:
             return math.inf

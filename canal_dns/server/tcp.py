@@ -41,6 +41,7 @@ class Connections:
         self.intake = intake
         self.settings = settings
         self.buffer = memoryview(bytearray(READ))
+        self.loop = asyncio.get_running_loop()
         self._peers = peers
         self._open: set[Connection] = set()
         self._changed = asyncio.Event()

@@ -89,7 +89,8 @@ class TcpSettings:
     connections_per_client: int = 20
     """Open connections of one client address; `access.peers` are exempt, since CoreDNS opens one per waiting query."""
     queries_per_connection: int = 128
-    """Queries on one connection before it is closed after the last answer (CVE-2025-30193)."""
+    """Queries on one connection before it is closed after the last answer (CVE-2025-30193); `access.peers` are exempt, since
+    CoreDNS with `force_tcp` and NodeLocal DNSCache ask for all their clients on connections that they keep."""
     in_flight: int = 10
     """Forwarded queries of one connection that may wait for an upstream; above it the connection is not read."""
     first_byte: float = 5.0

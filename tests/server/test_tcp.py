@@ -20,6 +20,7 @@ from canal_dns.settings import AccessSettings, Endpoint, TcpSettings
 from tests.server.scripted import Ask, by_name, eventually, message, record, silent
 from tests.server.serving import (
     VIP,
+    WEB,
     Running,
     TcpClient,
     ask,
@@ -348,13 +349,131 @@ async def test_tcp_21_in_flight_per_connection() -> None:
 async def test_what_comes_after_a_full_window_waits_for_room() -> None:
     held: list[Ask] = []
     async with serving(held.append, tcp=limits(in_flight=2)) as running, connected(running.endpoint) as client:
-        client.write(query("a.up.test", ident=1), query("b.up.test", ident=2), query(ident=3))
+        forwarded = [query(f"n{ident}.up.test", ident=ident) for ident in range(1, 5)]
+        client.write(*forwarded, query(ident=9))
+        # What takes no room needs not wait for it.
+        assert is_vip(await client.read())
         await eventually(lambda: len(held) == 2)
         held[1].reply()
         assert (await client.read())[:2] == b"\0\2"
-        assert is_vip(await client.read())
+        await eventually(lambda: len(held) == 3)
+        held[2].reply()
+        assert (await client.read())[:2] == b"\0\3"
         held[0].reply()
         assert (await client.read())[:2] == b"\0\1"
+        await eventually(lambda: len(held) == 4)
+        client.write(query(ident=10))
+        assert is_vip(await client.read())
+        held[3].reply()
+        assert (await client.read())[:2] == b"\0\4"
+
+
+HIT, MISS, GARBAGE = "hit", "miss", "garbage"
+
+
+@pytest.mark.parametrize("piece", [1, 7, 31, 45, 100_000])
+@pytest.mark.parametrize(
+    ("sent", "answered", "closed"),
+    [
+        ((HIT,), 1, False),
+        ((HIT,) * 100, 100, False),
+        ((MISS, HIT) * 30, 60, False),
+        ((HIT, MISS, MISS) * 20, 60, False),
+        ((MISS,) * 40 + (HIT,) * 40, 80, False),
+        ((HIT, HIT, GARBAGE, HIT), 2, True),
+        ((MISS, HIT, GARBAGE), 2, True),
+        ((MISS, GARBAGE, HIT, MISS), 1, True),
+        ((GARBAGE, HIT), 0, True),
+    ],
+)
+async def test_what_is_answered_at_once_and_what_is_not(sent: tuple[str, ...], answered: int, closed: bool, piece: int) -> None:
+    """However it is cut: one answer to each query, of what it asked; nothing after what is no query."""
+    messages = {HIT: lambda ident: query(ident=ident), MISS: lambda ident: query("a.up.test", ident=ident)}
+    made = [messages.get(kind, lambda _: query(flags=0x8100))(ident) for ident, kind in enumerate(sent)]
+    octets = b"".join(len(one).to_bytes(2, "big") + one for one in made)
+    async with serving() as running, connected(running.endpoint) as client:
+        for at in range(0, len(octets), piece):
+            client.writer.write(octets[at : at + piece])
+            await asyncio.sleep(0)
+        replies = {}
+        for _ in range(answered):
+            reply = await client.read()
+            replies[int.from_bytes(reply[:2], "big")] = is_vip(reply)
+        assert replies == {ident: sent[ident] == HIT for ident in range(answered)}
+        if closed:
+            assert await client.closed()
+        assert running.counted("canal_dns_requests_total", "tcp", "A") == answered
+        assert running.counted("canal_dns_responses_total", "NOERROR") == answered
+        assert running.counted("canal_dns_answers_total", "table") == sum(replies.values())
+
+
+async def test_replies_that_come_together_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Ask] = []
+    async with serving(held.append) as running, connected(running.endpoint) as client:
+        client.write(*(query(f"n{ident}.up.test", ident=ident) for ident in range(8)))
+        await eventually(lambda: len(held) == 8)
+        flushes = 0
+        flush = Connection._flush
+
+        def counted(self: Connection) -> None:
+            nonlocal flushes
+            flushes += bool(self._out)
+            flush(self)
+
+        monkeypatch.setattr(Connection, "_flush", counted)
+        (connection,) = running.service._connections._open
+        for one in held[:4]:
+            connection._answer(time.monotonic(), one.packet)
+        assert flushes == 0
+        assert [(await client.read())[:2] for _ in range(4)] == [one.packet[:2] for one in held[:4]]
+        assert flushes == 1
+        monkeypatch.undo()
+
+
+async def test_what_was_read_before_the_end_is_answered() -> None:
+    held: list[Ask] = []
+    async with serving(held.append, tcp=limits(in_flight=2)) as running, connected(running.endpoint) as client:
+        client.write(*(query(f"n{ident}.up.test", ident=ident) for ident in range(4)), query(ident=4))
+        client.writer.write_eof()
+        assert (await client.read())[:2] == b"\0\4"
+        for count in range(4):
+            await eventually(lambda count=count: len(held) > count)
+            held[count].reply()
+            assert int.from_bytes((await client.read())[:2], "big") == count
+        assert await client.closed()
+
+
+async def test_a_stop_in_between_answers_what_was_taken() -> None:
+    held: list[Ask] = []
+    async with serving(held.append, tcp=limits(in_flight=2)) as running, connected(running.endpoint) as client:
+        client.write(query("a.up.test", ident=1), query(ident=2), query("b.up.test", ident=3))
+        client.writer.write(b"\0\x20cut off")
+        assert is_vip(await client.read())
+        await eventually(lambda: len(held) == 2)
+        stopping = asyncio.create_task(running.service.stop())
+        await asyncio.sleep(0)
+        assert {(await client.read())[:2] for _ in range(2)} == {b"\0\1", b"\0\3"}
+        assert await client.closed()
+        await stopping
+
+
+async def test_peers_may_ask_without_end_on_one_connection() -> None:
+    """CoreDNS with `force_tcp` keeps its connections, and asks there for all its clients."""
+    access = AccessSettings(peers=(LOOPBACK_NET,))
+    async with serving(access=access) as running, connected(running.endpoint) as client:
+        for start in range(0, 1000, 100):
+            client.write(*(query("a.up.test" if ident % 50 else WEB, ident=ident) for ident in range(start, start + 100)))
+            idents = {int.from_bytes((await client.read())[:2], "big") for _ in range(100)}
+            assert idents == set(range(start, start + 100))
+        assert running.counted("canal_dns_tcp_closed_total", "queries") == 0
+        assert running.counted("canal_dns_requests_total", "tcp", "A") == 1000
+
+
+async def test_exempt_clients_get_nothing_at_once() -> None:
+    async with serving() as running, connected(running.endpoint) as client:
+        assert is_vip(await client.ask(query()))
+        running.service.exempt(frozenset({"127.0.0.1"}))
+        assert (await client.ask(query())).endswith(socket.inet_aton("192.0.2.1"))
 
 
 async def test_clients_that_may_not_ask_take_no_place() -> None:
