@@ -114,6 +114,9 @@ def _type(
             return {"type": "integer", "minimum": bound["low"], "maximum": bound["high"]}
         case "_duration":
             return {"anyOf": [{"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$"}, {"const": 0}]}
+        case "_duration_or_off":
+            duration = _type(where, bound["duration"], asked, comments)
+            return {"anyOf": [*duration["anyOf"], {"enum": ["off", False]}]}
         case "_choice":
             return {"enum": [member.value for member in bound["kind"]]}
         case "_one_of":

@@ -54,14 +54,6 @@ def neg_05(lab, case):
 
 
 @dedicated()
-def neg_06(lab, case):
-    """The half that needs no cache: both are NXDOMAIN with an SOA. That its TTL ages is for the cache."""
-    for _ in range(2):
-        (done,) = lab.generic(case)
-        need([record.rtype for record in dns.read(done.replies[0]).authority] == [dns.SOA], "no SOA")
-
-
-@dedicated()
 def fwd_01(lab, case):
     for done in lab.generic(case):
         need(dns.read(done.replies[0]).addresses() == [GOOD], "not the upstream's answer")

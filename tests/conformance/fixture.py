@@ -164,8 +164,11 @@ class Server:
     COMMAND = (sys.executable, "-m", "canal_dns", "serve", "-c")
     """What is run, with the configuration file as the last argument."""
 
-    def __init__(self, folder, upstreams, *, workers=0, changes=None, manifests=True, wait=True):
-        """`changes`: keys of the configuration that differ; `manifests=False`: the folder is not there yet."""
+    def __init__(self, folder, upstreams, *, workers=0, changes=None, manifests=True, wait=True, environment=None):
+        """`changes`: keys of the configuration that differ; `manifests=False`: the folder is not there yet.
+
+        `environment`: variables for the process, beside those of this one.
+        """
         self.folder = Path(folder)
         self.manifests = self.folder / "manifests"
         if manifests:
@@ -183,11 +186,14 @@ class Server:
             "admin": f"127.0.0.1:{self.admin_port}",
             "binding": {"settle": "0s", "gatewayUnready": "forward"},
             "limits": {"tcpIdle": "8s"},
+            # What is asked is to reach the upstream, and to be counted there; the cache has cases of its own.
+            "cache": {"size": 0},
         }
         for key, value in (changes or {}).items():
             self.config[key] = {**self.config.get(key, {}), **value} if isinstance(value, dict) else value
         self.log = self.folder / "server.log"
         self._wait = wait
+        self._environment = {**os.environ, **(environment or {})}
         self._process = None
 
     def __enter__(self):
@@ -196,7 +202,9 @@ class Server:
         command = [*self.COMMAND, str(file)]
         with self.log.open("wb") as log:
             root = Path(__file__).resolve().parents[2]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=root)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=root, env=self._environment
+            )
         try:
             if self._wait:
                 self.until(lambda: self.get("/ready")[0] == 200, START_TIMEOUT, "ready")
@@ -300,11 +308,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*, workers=0, changes=None, upstreams=None, silent=False, manifests=True, wait=True):
+def running(*, workers=0, changes=None, upstreams=None, silent=False, manifests=True, wait=True, environment=None):
     """(server, upstream), both fresh. `upstreams`: what the configuration names instead of the upstream's address."""
     with tempfile.TemporaryDirectory(prefix="canal-dns-") as folder, Upstream(silent=silent) as upstream:
         named = [text.replace("V6", upstream.v6) for text in upstreams] if upstreams else [upstream.v4]
-        with Server(folder, named, workers=workers, changes=changes, manifests=manifests, wait=wait) as server:
+        different = {"workers": workers, "changes": changes, "manifests": manifests, "wait": wait, "environment": environment}
+        with Server(folder, named, **different) as server:
             yield server, upstream
 
 

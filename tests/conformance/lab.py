@@ -35,6 +35,7 @@ def dedicated(lane="main"):
     last    (lab, case), on the same server when nothing else runs: floods
     beside  (lab, case), on a server of its own in a thread: it mostly waits
     alone   (workers, case), starts what it needs itself
+    cached  the same, beside the others: it has a cache, and mostly waits
     """
 
     def register(function):

@@ -1,8 +1,7 @@
 """Run every case of cases.json against a real server: `python -m tests.conformance.run [-v] [--workers 0|2|both] [ID ...]`.
 
 Rules of this file:
-- every case ends as passed, failed, waiting (for the cache, which this version has not) or not run (with the reason): none is
-  left out in silence;
+- every case ends as passed, failed or not run (with the reason): none is left out in silence;
 - after every case HDR-01 must be answered within 1 s and forwarding must work again, or the case has failed;
 - cases run in turn on one server; those that mostly wait run beside it on servers of their own, floods run last and alone;
 - exit status 1 when a MUST has failed.
@@ -24,16 +23,11 @@ from tests.conformance.fixture import StartError, running
 from tests.conformance.lab import CHECKS, Fault, Lab, load
 from tests.conformance.message import MalformedError
 
-for _subject in ("local", "size_tcp", "forward", "binding", "abuse"):
+for _subject in ("local", "size_tcp", "forward", "binding", "abuse", "cache"):
     importlib.import_module(f"tests.conformance.cases_{_subject}")
 NotRun = importlib.import_module("tests.conformance.cases_abuse").NotRun
 
-WAITING = {
-    "NEG-06": "its first half passed; that the SOA's TTL ages waits for the cache",
-}
-"""Cases of which only a part can be run until there is a cache; all of CCH-* waits whole."""
-
-PASSED, FAILED, WAITS, NOT_RUN = "passed", "failed", "waiting", "not run"
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 
 @dataclasses.dataclass
@@ -48,9 +42,7 @@ class Outcome:
 
 
 def lane(case):
-    """Where a case runs; None: it waits for the cache."""
-    if case.id.startswith("CCH-"):
-        return None
+    """Where a case runs."""
     return CHECKS[case.id][1] if case.id in CHECKS else "main"
 
 
@@ -74,10 +66,12 @@ class Run:
         lanes = collections.defaultdict(list)
         for case in self.cases:
             lanes[lane(case)].append(case)
-        for case in lanes[None]:
-            self._done(Outcome(case.id, case.level, WAITS, "for the cache"))
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            others = [pool.submit(self._beside, lanes["beside"]), pool.submit(self._alone, lanes["alone"])]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            others = [
+                pool.submit(self._beside, lanes["beside"]),
+                pool.submit(self._alone, lanes["alone"]),
+                pool.submit(self._alone, lanes["cached"]),
+            ]
             with self._labs() as labs:
                 for case in lanes["main"]:
                     self._one(case, labs)
@@ -130,8 +124,6 @@ class Run:
         return PASSED, ""
 
     def _done(self, outcome):
-        if outcome.status == PASSED and outcome.id in WAITING:
-            outcome.status, outcome.text = WAITS, WAITING[outcome.id]
         with self._lock:
             self.outcomes[outcome.id] = outcome
             self._tell(outcome)
@@ -196,11 +188,11 @@ class Teller:
 def table(outcomes, title):
     """The sum of a run, and every case that was not judged, by id with its reason."""
     counts = collections.Counter((outcome.level, outcome.status) for outcome in outcomes)
-    statuses = (PASSED, FAILED, WAITS, NOT_RUN)
+    statuses = (PASSED, FAILED, NOT_RUN)
     lines = [title, f"  {'':<7}" + "".join(f"{status:>9}" for status in statuses)]
     for level in ("MUST", "SHOULD"):
         lines.append(f"  {level:<7}" + "".join(f"{counts[level, status]:>9}" for status in statuses))
-    for status in (FAILED, NOT_RUN, WAITS):
+    for status in (FAILED, NOT_RUN):
         reasons = collections.defaultdict(list)
         for outcome in outcomes:
             if outcome.status == status:
