@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import socket
 import struct
@@ -597,3 +598,32 @@ def test_a_call_that_fails_later_costs_no_datagram(
     assert [record.getMessage() for record in caplog.records] == [
         "recvmmsg failed, datagrams are read one by one: Function not implemented"
     ]
+
+
+def test_nothing_is_leaked(filling: Filling) -> None:
+    """Hits, misses and streams of every kind, again and again: as many blocks of memory, and references, as before."""
+    of, cache, known = table(), filled(), gate()
+    body = of.exact[names.from_text(WEB) + b"\0\1\0\1"]
+    octets = b"".join(frame(one) for one in USUAL)
+    tally, counters = Tally(), Counters()
+
+    sock = filling.socket((), wildcard=True, failing=dict.fromkeys(range(0, 30_000, 7), errno.EPERM))
+
+    def turn() -> None:
+        sock.packets += [*USUAL[:100], query("b.up.test"), b"", (query(), ("10.9.9.9", 5000))]
+        sock.sent.clear()
+        sock.controls.clear()
+        while sock.packets:
+            filling.module.drain(sock, of, cache, known, 64, tally.words, counters, NOW)
+        filling.answer_stream(octets, of, cache, NOW, tally.words, 1000)
+
+    for _ in range(5):
+        turn()
+    gc.collect()
+    before = sys.getallocatedblocks(), sys.getrefcount(body), sys.getrefcount(of), sys.getrefcount(cache)
+    for _ in range(200):
+        turn()
+    gc.collect()
+    after = sys.getallocatedblocks(), sys.getrefcount(body), sys.getrefcount(of), sys.getrefcount(cache)
+    assert after[1:] == before[1:]
+    assert after[0] - before[0] < 100
