@@ -36,19 +36,21 @@ def extensions():
             include_dirs=["canal_dns/server"],
             extra_compile_args=FLAGS,
             extra_link_args=LINK,
-            optional=not STRICT,
         )
         for name in MODULES
     ]
     try:
         from Cython.Build import cythonize
 
-        return cythonize(made, build_dir="build/cython", force=True)
+        made = cythonize(made, build_dir="build/cython", force=True)
     except Exception as problem:
         if STRICT:
             raise
         warnings.warn(f"no extension is built, Python code runs in its place: {problem}", stacklevel=1)
         return []
+    for extension in made:
+        extension.optional = not STRICT
+    return made
 
 
 setup(ext_modules=extensions())
