@@ -55,8 +55,8 @@ docs: $(STAMP) ## the generated parts of docs/binding.md and docs/operate.md, fr
 	$(BIN)/python -m tests.meta.render_binding
 	$(BIN)/python -m tests.meta.render_operate
 
-bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.run
+bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md (ONLY=hits,tcp: prints these)
+	$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
 
 scale: $(STAMP) ## 20,000 Services on a real API server, CoreDNS beside it; writes benchmarks/SCALE.md
 	$(BIN)/python -m benchmarks.scale

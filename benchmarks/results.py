@@ -17,10 +17,14 @@ from typing import Any
 
 from benchmarks.errors import BenchError
 
-SCHEMA = 1
+SCHEMA = 2
 
 SATURATED = "saturated"
-STEADY = "steady"
+"""A full window all the time."""
+HALF = "half"
+"""Half of what this contender answered saturated, sent evenly."""
+CALM = "calm"
+"""1,000 queries a second for everybody, by a generator that sleeps in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,10 @@ class Sample:
     key: str
     scenario: str
     kind: str
-    """saturated: a full window all the time | steady: a fixed rate"""
+    """saturated | half | calm"""
     round: int
+    rate: int
+    """Queries a second that were sent evenly; 0: as fast as the server answers."""
     generator: str
     sent: int
     answered: int
@@ -62,10 +68,13 @@ class Sample:
     """Of all processes of the server, over the whole run, the generator's drain included."""
     foreign_seconds: float
     """In which the server's core worked for somebody else (resolution 10 ms)."""
-    rss_kib: int
-    processes: int
+    cpu_by_part: dict[str, float]
+    """The same, by what the processes are: a server behind another, the control process and its workers."""
+    rss_by_part: dict[str, int]
+    """KiB, after the run; pages that processes share count in each."""
     p50_us: float | None
     p99_us: float | None
+    p999_us: float | None
     rcodes: dict[str, int]
     problems: dict[str, int]
 
@@ -73,6 +82,10 @@ class Sample:
     def cpu_us(self) -> float:
         """CPU microseconds per answer."""
         return self.cpu_seconds / self.answered * 1e6
+
+    @property
+    def rss_kib(self) -> int:
+        return sum(self.rss_by_part.values())
 
     @property
     def busy(self) -> float:
@@ -91,19 +104,34 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Deltas:
+    """Changes of one name each, published one after the other to a running data plane; seconds: CPU time, for all of them."""
+
+    round: int
+    names: int
+    workers: int
+    changes: int
+    control_seconds: float
+    workers_seconds: float
+
+    @property
+    def milliseconds(self) -> float:
+        """CPU of all processes for one change."""
+        return (self.control_seconds + self.workers_seconds) / self.changes * 1e3
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """How it was measured."""
 
     rounds: int
-    steady_rounds: int
+    paced_rounds: int
     seconds: float
-    window: int
-    sockets: int
-    names: int
+    calm_seconds: float
+    blocks: list[str]
     generator: str
     upstream: str
-    rates: dict[str, int]
-    """Scenario -> queries a second of the steady runs."""
+    minutes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +147,7 @@ class Results:
     contestants: list[Contestant]
     left_out: list[LeftOut]
     samples: list[Sample]
+    deltas: list[Deltas]
     comparison: list[Sample]
     """Saturated runs of one contender by every generator there is, taken one after the other."""
 

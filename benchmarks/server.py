@@ -18,9 +18,10 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.contenders.base import Contender, Site
 from benchmarks.errors import BenchError
@@ -28,8 +29,12 @@ from benchmarks.machine import cpu_seconds, family, pin_family, pinned, resident
 from benchmarks.scenarios import Scenario
 from canal_dns.dns import names
 
+_Number = TypeVar("_Number", int, float)
+
 START_LIMIT = 20.0
 """Seconds until the first right answer: ample for every contender, CoreDNS with 1,000 rewrite lines included."""
+START_LIMIT_PER_NAME = 1.5e-3
+"""More for large tables: a control process reads two objects for each name."""
 STOP_LIMIT = 5.0
 
 
@@ -73,26 +78,27 @@ def _first_address(reply: bytes, at: int) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a server has used so far. `cpu`: seconds, all its processes; `pids`: they must be the same at both ends of a run."""
+    """What a server has used so far, in seconds of CPU by part; `pids`: they must be the same at both ends of a run."""
 
-    cpu: float
+    cpu: dict[str, float]
     pids: tuple[int, ...]
 
 
 class Server:
-    """A started contender. `close` stops it."""
+    """A started contender, of one process or several. `close` stops it."""
 
     def __init__(self, contender: Contender, site: Site, core: int) -> None:
         self.contender = contender
         self.site = site
         self.core = core
         self._log = site.folder / "output"
-        argv = contender.write(site)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         environment = {**os.environ, **contender.environment}
         with self._log.open("wb") as out, pinned(core):
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=_working_folder(contender, site)
-            )
+            for part, argv in contender.commands(site).items():
+                self._processes[part] = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=_working_folder(argv, site)
+                )
 
     @property
     def label(self) -> str:
@@ -100,7 +106,8 @@ class Server:
 
     def wait_until_ready(self) -> None:
         """Returns when three names were answered rightly. Raises BenchError when it ends before, or takes too long."""
-        ends = time.monotonic() + START_LIMIT
+        limit = START_LIMIT + START_LIMIT_PER_NAME * len(self.site.scenario.addresses)
+        ends = time.monotonic() + limit
         expected = self.contender.addresses(self.site.scenario)
         all_names = list(expected)
         waiting = [all_names[0], all_names[len(all_names) // 2], all_names[-1]]
@@ -115,33 +122,55 @@ class Server:
                     waiting.pop(0)
                     continue
             if time.monotonic() > ends:
-                raise BenchError(f"{self.label}: no right answer in {START_LIMIT:.0f} s ({got}){self._last_words()}")
+                raise BenchError(f"{self.label}: no right answer in {limit:.0f} s ({got}){self._last_words()}")
             # The wait between two attempts doubles as the watch for its end.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(0.02)
-                raise BenchError(f"{self.label}: ended with code {code} before it answered rightly ({got}){self._last_words()}")
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(0.02)
+                    raise BenchError(
+                        f"{self.label}: ended with code {code} before it answered rightly ({got}){self._last_words()}"
+                    )
 
     def hold_on_core(self) -> None:
         """It was started on its core, but may have moved its threads since."""
-        pin_family(self._process.pid, self.core)
+        for process in self._processes.values():
+            pin_family(process.pid, self.core)
+
+    def check(self) -> None:
+        """Raises BenchError when one of its processes has ended."""
+        for part, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                raise BenchError(f"{self.label}: {part} ended with code {code}{self._last_words()}")
+
+    def _parts(self) -> Iterator[tuple[str, int]]:
+        """What each process is: those that a part has started itself are told apart where the contender has a word for them."""
+        for part, process in self._processes.items():
+            own, *children = family(process.pid)
+            yield part, own
+            yield from ((self.contender.children or part, child) for child in children)
 
     def usage(self) -> Usage:
-        pids = family(self._process.pid)
-        return Usage(sum(map(cpu_seconds, pids)), pids)
+        parts = list(self._parts())
+        return Usage(_sums((part, cpu_seconds(pid)) for part, pid in parts), tuple(pid for _, pid in parts))
 
-    def resident_kib(self) -> int:
-        return sum(map(resident_kib, family(self._process.pid)))
+    def resident_kib(self) -> dict[str, int]:
+        """By part; pages that processes share count in each."""
+        return _sums((part, resident_kib(pid)) for part, pid in self._parts())
 
     def close(self) -> None:
         """SIGTERM, then SIGKILL; descendants that outlive it get that, too. Returns when all of them have ended."""
         with contextlib.ExitStack() as stack:
-            descendants = [stack.enter_context(_held(pid)) for pid in family(self._process.pid)[1:]]
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            descendants = [
+                stack.enter_context(_held(pid)) for process in self._processes.values() for pid in family(process.pid)[1:]
+            ]
+            for process in self._processes.values():
+                process.terminate()
+            for process in self._processes.values():
+                try:
+                    process.wait(STOP_LIMIT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
             for handle in descendants:
                 if handle is not None:
                     with contextlib.suppress(ProcessLookupError):
@@ -153,9 +182,16 @@ class Server:
         return f"; it said: {' / '.join(text)[:400]}" if text else ""
 
 
-def _working_folder(contender: Contender, site: Site) -> Path:
+def _sums(values: Iterable[tuple[str, _Number]]) -> dict[str, _Number]:
+    found: dict[str, _Number] = {}
+    for part, value in values:
+        found[part] = found[part] + value if part in found else value
+    return found
+
+
+def _working_folder(argv: list[str], site: Site) -> Path:
     # The package under test may be one that is not installed but lies beside this one.
-    return Path(__file__).parents[1] if contender.key == "canal-dns" else site.folder
+    return Path(__file__).parents[1] if "canal_dns" in argv else site.folder
 
 
 @contextlib.contextmanager
@@ -178,10 +214,11 @@ def running(
 ) -> Iterator[Server]:
     """A contender that answers, and is stopped afterwards."""
     folder.mkdir(parents=True)
-    site = Site(folder, binary, free_port(), upstream_port, scenario, getpass.getuser())
+    site = Site(folder, binary, free_port(), free_port(), free_port(), upstream_port, scenario, getpass.getuser())
     server = Server(contender, site, core)
     try:
         server.wait_until_ready()
+        contender.verify(site)
         server.hold_on_core()
         yield server
     finally:

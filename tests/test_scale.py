@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from benchmarks import readme
 from benchmarks.scale import content, fill, render
 from benchmarks.scale.content import Size
 from benchmarks.scale.noise import _number
@@ -87,4 +88,7 @@ def test_the_goal_is_judged_by_all_quiet_changes_together() -> None:
 
 
 def test_the_report_is_that_of_the_committed_measurement() -> None:
-    assert (render.HERE / "SCALE.md").read_text() == render.report(read(render.HERE / "results" / "scale.json"))
+    stored = read(render.HERE / "results" / "scale.json")
+    assert (render.HERE / "SCALE.md").read_text() == render.report(stored)
+    written = readme.FILE.read_text()
+    assert written == readme.filled(written, "scale", render.summary(stored)), "run python -m benchmarks.scale.render"

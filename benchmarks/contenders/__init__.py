@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 from benchmarks.contenders.base import Contender
-from benchmarks.contenders.canal_dns import CanalDnsForward, CanalDnsHits
-from benchmarks.contenders.coredns import CoreDnsCache, CoreDnsFile, CoreDnsForward, CoreDnsHosts, CoreDnsRewrite
+from benchmarks.contenders.canal_dns import MMSG, NATIVE, PURE, CanalDns, Chain
+from benchmarks.contenders.coredns import (
+    CoreDnsAlone,
+    CoreDnsCache,
+    CoreDnsFile,
+    CoreDnsForward,
+    CoreDnsForwardCache,
+    CoreDnsHosts,
+    CoreDnsRewrite,
+)
 from benchmarks.contenders.dnsdist import DnsdistCache, DnsdistForward
-from benchmarks.contenders.dnsmasq import Dnsmasq, DnsmasqForward
+from benchmarks.contenders.dnsmasq import Dnsmasq, DnsmasqCache, DnsmasqForward
+from benchmarks.contenders.echo import Echo
 from benchmarks.contenders.knot import Knot
 from benchmarks.contenders.nsd import Nsd
-from benchmarks.contenders.unbound import Unbound, UnboundForward
+from benchmarks.contenders.unbound import Unbound, UnboundCache, UnboundForward
+from benchmarks.scenarios import SIZES
+
+_FILLINGS = (NATIVE, MMSG, PURE)
+_LARGEST = f"names-{SIZES[-1]}"
+
+
+def _ours(scenario: str, *, cache: bool = False) -> tuple[Contender, ...]:
+    return tuple(CanalDns(scenario, filling, cache=cache) for filling in _FILLINGS)
+
 
 CONTENDERS: tuple[Contender, ...] = (
-    Knot(),
-    Nsd(),
-    Unbound(),
-    CanalDnsHits(),
-    Dnsmasq(),
-    DnsdistCache(),
-    CoreDnsCache(),
-    CoreDnsFile(),
-    CoreDnsHosts(),
-    CoreDnsRewrite(),
-    CanalDnsForward(),
-    DnsdistForward(),
-    DnsmasqForward(),
-    UnboundForward(),
-    CoreDnsForward(),
+    Echo("hits"),
+    *_ours("hits"),
+    *(one("hits") for one in (Knot, Nsd, Unbound, Dnsmasq, DnsdistCache, CoreDnsCache, CoreDnsFile, CoreDnsHosts)),
+    *(CanalDns(f"names-{size}", NATIVE, size) for size in SIZES),
+    *(CanalDns(f"names-{size}", PURE, size) for size in (100, SIZES[-1])),
+    *(Knot(f"names-{size}") for size in (100, SIZES[-1])),
+    Nsd(_LARGEST),
+    CoreDnsFile(_LARGEST),
+    CoreDnsHosts(_LARGEST),
+    *(CoreDnsRewrite(f"names-{size}") for size in (10, 100, 1000)),
+    *_ours("mix", cache=True),
+    *(one("mix") for one in (DnsdistCache, UnboundCache, CoreDnsForwardCache)),
+    *_ours("forward"),
+    *(one("forward") for one in (DnsdistForward, DnsmasqForward, UnboundForward, CoreDnsForward)),
+    *_ours("cached", cache=True),
+    *(one("cached") for one in (DnsdistCache, DnsmasqCache, UnboundCache, CoreDnsForwardCache)),
+    *_ours("tcp"),
+    *(one("tcp") for one in (Knot, Nsd, Unbound, DnsdistCache, CoreDnsCache)),
+    CoreDnsAlone("chain"),
+    Chain("chain"),
 )
-UPSTREAMS: tuple[Contender, ...] = (Knot(), Nsd(), Unbound())
-"""What may stand behind the forwarding contenders, the fastest first: the same configuration, on the load's core."""
+UPSTREAMS: tuple[Contender, ...] = tuple(one("upstream") for one in (Knot, Nsd, Unbound))
+"""What may stand behind those that forward, the fastest first: the same configuration, on the load's core."""

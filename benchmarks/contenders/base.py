@@ -51,11 +51,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one contender runs: its folder, its port on 127.0.0.1, the upstream's port, and what it must answer."""
+    """Where one contender runs: its folder, its ports on 127.0.0.1, the upstream's port, and what it must answer."""
 
     folder: Path
     binary: Path
     port: int
+    second_port: int
+    third_port: int
+    """For whatever else it has to listen on."""
     upstream_port: int
     scenario: Scenario
     user: str
@@ -68,18 +71,29 @@ class Site:
 
 
 class Contender(ABC):
-    """One program in one scenario. `key` is unique in its scenario and names it everywhere: report, JSON, --only."""
+    """One program in one scenario. `key` is unique in its scenario and names it everywhere: report, JSON, --contender."""
 
     key: str
-    scenario: str
     program: Program
     note: str
     environment: Mapping[str, str] = {}
+    children: str = ""
+    """What processes are that it starts itself; empty: the same as their parent."""
 
-    def addresses(self, scenario: Scenario) -> dict[str, str]:
+    def __init__(self, scenario: str) -> None:
+        self.scenario = scenario
+
+    def addresses(self, scenario: Scenario) -> Mapping[str, str]:
         """What it must answer: the scenario's addresses, unless its way of answering needs others."""
         return scenario.addresses
 
     @abstractmethod
     def write(self, site: Site) -> list[str]:
         """Writes the configuration into the site's folder; the command to start, in the foreground."""
+
+    def commands(self, site: Site) -> dict[str, list[str]]:
+        """What it is -> the command, all to be started, in this order: one, as a rule."""
+        return {self.key: self.write(site)}
+
+    def verify(self, site: Site) -> None:  # noqa: B027 - most have nothing to prove
+        """Called once it answers: raises BenchError when it is not what `key` says."""

@@ -1,18 +1,44 @@
 """canal-dns as a pod with one CPU runs it: a control process and a worker (`workers: 1`), both counted, both on the one core.
 
-As it is installed: nothing compiled; the packet loop calls recvmmsg and sendmmsg through the standard library's ctypes.
+Three contenders, by the filling of the packet loop (`canal_dns_build_info{batch}`, which is asked before anything is measured):
+`canal-dns` the compiled one, `canal-dns mmsg` what runs where nothing was compiled (recvmmsg and sendmmsg through the standard
+library's ctypes), `canal-dns pure` the plainest Python.
+
+Rules of this file:
+- the table comes the way it comes in a cluster: objects, read by the control process; 100,000 names come as a restart without
+  an API server has them: from the file that the server itself saves (reading so many manifests takes minutes);
+- nothing else is put into the server; it is the one that is installed;
+- the same configuration everywhere, but for `cache`, which a scenario has or not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import canal_dns
 from benchmarks.contenders.base import Contender, Program, Site
-from benchmarks.scenarios import HITS, NAMES, VIP, Scenario, own_address, service
+from benchmarks.contenders.coredns import COREDNS, stub_corefile
+from benchmarks.errors import BenchError
+from benchmarks.scenarios import HITS, NAMES, VIP, Scenario, bound, own_address, service
+from canal_dns.app import snapshot
+
+NATIVE, MMSG, PURE = "native", "mmsg", "pure"
+_UNCOMPILED = Path(__file__).with_name("uncompiled")
+_ENVIRONMENT = {NATIVE: {}, MMSG: {"PYTHONPATH": str(_UNCOMPILED)}, PURE: {"CANAL_DNS_NO_EXTENSIONS": "1"}}
+FROM_FILE = 50_000
+"""Tables of more names come from the saved table."""
+_NOTES = {
+    NATIVE: "the compiled packet loop",
+    MMSG: "nothing compiled: recvmmsg and sendmmsg by ctypes",
+    PURE: "nothing but Python: `CANAL_DNS_NO_EXTENSIONS=1`",
+}
 
 
 class _Itself(Program):
@@ -28,8 +54,8 @@ class _Itself(Program):
 CANAL_DNS = _Itself("canal-dns", "", "")
 
 
-def manifests() -> list[dict[str, Any]]:
-    """One internal gateway with one Gateway, and 1,000 Services, each with a VirtualService of its exact name."""
+def manifests(count: int = NAMES) -> list[dict[str, Any]]:
+    """One internal gateway with one Gateway, and so many Services, each with a VirtualService of its exact name."""
     labels = {"istio": "internalgateway"}
     ports = [{"name": "http", "port": 80}]
     objects: list[dict[str, Any]] = [
@@ -64,7 +90,7 @@ def manifests() -> list[dict[str, Any]]:
             },
         ),
     ]
-    for number in range(NAMES):
+    for number in range(count):
         name, namespace = service(number, "bound")
         host = f"{name}.{namespace}.svc.cluster.local"
         spec = {"clusterIP": own_address(number, "bound"), "ports": ports}
@@ -73,6 +99,14 @@ def manifests() -> list[dict[str, Any]]:
         spec = {"hosts": [host], "gateways": ["istio-system/internalgateway"], "http": [route]}
         objects.append(_object("networking.istio.io/v1", "VirtualService", name, namespace, spec=spec))
     return objects
+
+
+def save(path: Path, origin: str, count: int) -> None:
+    """The table of so many bound names, as a server that reads `origin` has saved it."""
+    entry = snapshot.Entry((VIP,), (), 5, "istio-system/internalgateway")
+    names = dict.fromkeys(bound(count), entry)
+    version = canal_dns.__version__
+    snapshot.write(path, snapshot.Snapshot(time.time(), version, origin, "cluster.local", names, ("10.244.9.9",)))
 
 
 def _object(
@@ -84,40 +118,89 @@ def _object(
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **more}
 
 
-class _CanalDns(Contender):
-    key = "canal-dns"
-    program = CANAL_DNS
+class CanalDns(Contender):
+    """One filling of the packet loop. `count`: bound names. `cache`: answers of the upstream are kept."""
+
+    program: Program = CANAL_DNS
+    children = "workers"
+
+    def __init__(self, scenario: str, filling: str, count: int = NAMES, *, cache: bool = False) -> None:
+        super().__init__(scenario)
+        self.key = "canal-dns" if filling == NATIVE else f"canal-dns {filling}"
+        self.environment = _ENVIRONMENT[filling]
+        source = "from the saved table" if count > FROM_FILE else "from manifests"
+        names = f"{count:,} bound names {source}"
+        self.note = f"{_NOTES[filling]}; {names}, `cache` {'on' if cache else 'off'}; a control process and a worker"
+        self._filling = filling
+        self._count = count
+        self._cache = cache
+
+    def addresses(self, scenario: Scenario) -> Mapping[str, str]:
+        """With a bound name as the last: before its table is there it forwards, and loading that is not to be measured."""
+        return {**scenario.addresses, next(iter(HITS.addresses)): VIP}
 
     def write(self, site: Site) -> list[str]:
+        return self.command(site, Path(sys.executable), site.port, site.upstream_port)
+
+    def commands(self, site: Site) -> dict[str, list[str]]:
+        return {"control": self.write(site)}
+
+    def command(self, site: Site, python: Path, port: int, upstream_port: int) -> list[str]:
         folder = site.folder / "manifests"
-        folder.mkdir()
-        (folder / "cluster.json").write_text(json.dumps({"kind": "List", "apiVersion": "v1", "items": manifests()}))
+        saved = site.folder / "table" if self._count > FROM_FILE else None
+        if saved:
+            save(saved, f"manifests {folder}", self._count)
+        else:
+            folder.mkdir()
+            everything = {"kind": "List", "apiVersion": "v1", "items": manifests(self._count)}
+            (folder / "cluster.json").write_text(json.dumps(everything))
+        cache = "" if self._cache else "cache: {size: 0}\n"
         config = site.write(
             "canal-dns.yaml",
             f"""\
-listen: ["127.0.0.1:{site.port}"]
-upstreams: ["127.0.0.1:{site.upstream_port}"]
+listen: ["127.0.0.1:{port}"]
+upstreams: ["127.0.0.1:{upstream_port}"]
 gateways: [{{service: istio-system/internalgateway}}]
 source: {{manifests: {folder}}}
 workers: 1
 lameduck: 0s
-admin: "off"
+admin: "127.0.0.1:{site.second_port}"
 binding: {{settle: 0s}}
+access: {{peers: [127.0.0.1/32]}}
+limits: {{tcpQueriesPerConnection: 1000000}}
 log: {{level: warning}}
-""",
+snapshot: {{path: "{saved or ""}"}}
+{cache}""",
         )
-        return [str(site.binary), "-m", "canal_dns", "serve", "-c", str(config)]
+        return [str(python), "-m", "canal_dns", "serve", "-c", str(config)]
+
+    def verify(self, site: Site) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{site.second_port}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        found = re.search(r'^canal_dns_build_info\{[^}]*batch="(\w+)"', text, re.MULTILINE)
+        runs = found.group(1) if found else "?"
+        if runs != self._filling:
+            raise BenchError(f"its packet loop is {runs!r}, not {self._filling!r}")
 
 
-class CanalDnsHits(_CanalDns):
-    scenario = HITS.name
-    note = "pure Python (sendmmsg by ctypes); 1,000 bound names; `workers: 1`: control process and worker, both counted"
+class Chain(CanalDns):
+    """CoreDNS with the stub block in front, canal-dns behind it, and CoreDNS again for what is not bound."""
 
+    program = COREDNS
+    children = "canal-dns"
 
-class CanalDnsForward(_CanalDns):
-    scenario = "forward"
-    note = "pure Python; the same configuration (1,000 names bound), asked for others; `upstreamSentinel: do`, the default"
+    def __init__(self, scenario: str) -> None:
+        super().__init__(scenario, NATIVE)
+        self.key = "coredns + canal-dns"
+        self.environment = {**self.environment, "GOMAXPROCS": "1"}
+        self.note = (
+            "CoreDNS as above with the stub block of Layout B, canal-dns behind it; what is not bound passes CoreDNS twice"
+        )
 
-    def addresses(self, scenario: Scenario) -> dict[str, str]:
-        """With a bound name as the last: it forwards before its table is there, and loading that is not to be measured."""
-        return {**scenario.addresses, next(iter(HITS.addresses)): VIP}
+    def commands(self, site: Site) -> dict[str, list[str]]:
+        port = site.third_port
+        corefile = stub_corefile(site, port)
+        return {
+            "coredns": [str(site.binary), "-conf", str(corefile), "-quiet"],
+            "canal-dns": self.command(site, Path(sys.executable), port, site.port),
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.contenders.base import Contender, Program, Site
 from benchmarks.scenarios import UPSTREAM, Scenario
 
@@ -25,20 +27,18 @@ getServer(0):setUp()
 
 class DnsdistCache(Contender):
     key = "dnsdist cache"
-    scenario = "hits"
     program = DNSDIST
     note = "hits of its packet cache; it keeps what the upstream says, so its answers are the Services' own addresses"
 
-    def addresses(self, scenario: Scenario) -> dict[str, str]:
+    def addresses(self, scenario: Scenario) -> Mapping[str, str]:
         return {name: UPSTREAM.addresses[name] for name in scenario.addresses}
 
     def write(self, site: Site) -> list[str]:
-        return _server(site, 'getPool(""):setCache(newPacketCache(10000))\n')
+        return _server(site, 'getPool(""):setCache(newPacketCache(50000))\n')
 
 
 class DnsdistForward(Contender):
     key = "dnsdist"
-    scenario = "forward"
     program = DNSDIST
     note = "one upstream, no packet cache; its listener and its receiver are threads on the one core"
 

@@ -1,4 +1,4 @@
-"""Knot DNS: an authoritative server, and the yardstick; also the upstream of the forwarding scenario."""
+"""Knot DNS: an authoritative server, and the yardstick; also the upstream of everybody who forwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ KNOT = Program("knotd", "-V", "Debian package knot")
 
 class Knot(Contender):
     key = "knot"
-    scenario = "hits"
     program = KNOT
-    note = "authoritative, 1,000 A records in a zone; one UDP worker"
+    note = "authoritative, an A record for each name in a zone; one UDP worker, one TCP worker"
 
     def write(self, site: Site) -> list[str]:
         site.write("zone", zone_file(site.scenario.addresses))

@@ -1,4 +1,4 @@
-"""NSD: an authoritative server; the upstream of the forwarding scenario where Knot is missing."""
+"""NSD: an authoritative server; the upstream of everybody who forwards where Knot is missing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ NSD = Program("nsd", "-v", "Debian package nsd")
 
 class Nsd(Contender):
     key = "nsd"
-    scenario = "hits"
     program = NSD
-    note = "authoritative, 1,000 A records in a zone; one server process"
+    note = "authoritative, an A record for each name in a zone; one server process"
 
     def write(self, site: Site) -> list[str]:
         site.write("zone", zone_file(site.scenario.addresses))
@@ -21,6 +20,8 @@ class Nsd(Contender):
             f"""\
 server:
     server-count: 1
+    tcp-count: 100
+    tcp-query-count: 0
     ip-address: 127.0.0.1@{site.port}
     username: "{site.user}"
     chroot: ""

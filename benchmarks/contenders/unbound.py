@@ -1,9 +1,11 @@
-"""Unbound: local data for hits; a forward zone that keeps nothing for forwarding."""
+"""Unbound: local data for hits; a forward zone, with its cache and without."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.contenders.base import Contender, Program, Site
-from benchmarks.scenarios import DOMAIN, TTL
+from benchmarks.scenarios import DOMAIN, TTL, UPSTREAM, Scenario
 
 UNBOUND = Program("unbound", "-V", "Debian package unbound")
 
@@ -17,6 +19,7 @@ server:
     port: {site.port}
     access-control: 127.0.0.0/8 allow
     num-threads: 1
+    incoming-num-tcp: 100
     do-daemonize: no
     username: ""
     chroot: ""
@@ -34,9 +37,8 @@ server:
 
 class Unbound(Contender):
     key = "unbound"
-    scenario = "hits"
     program = UNBOUND
-    note = "1,000 `local-data` records; one thread"
+    note = "`local-data` for each name; one thread"
 
     def write(self, site: Site) -> list[str]:
         lines = "".join(
@@ -47,10 +49,24 @@ class Unbound(Contender):
 
 class UnboundForward(Contender):
     key = "unbound"
-    scenario = "forward"
     program = UNBOUND
     note = "`forward-zone` with `forward-no-cache: yes`; a validating resolver's machinery for what only forwards; one thread"
 
     def write(self, site: Site) -> list[str]:
-        zone = f'forward-zone:\n    name: "."\n    forward-addr: 127.0.0.1@{site.upstream_port}\n    forward-no-cache: yes\n'
-        return _server(site, zone)
+        return _server(site, _forward_zone(site) + "    forward-no-cache: yes\n")
+
+
+class UnboundCache(Contender):
+    key = "unbound"
+    program = UNBOUND
+    note = "`forward-zone`, hits of its message cache; one thread"
+
+    def addresses(self, scenario: Scenario) -> Mapping[str, str]:
+        return {name: UPSTREAM.addresses[name] for name in scenario.addresses}
+
+    def write(self, site: Site) -> list[str]:
+        return _server(site, _forward_zone(site))
+
+
+def _forward_zone(site: Site) -> str:
+    return f'forward-zone:\n    name: "."\n    forward-addr: 127.0.0.1@{site.upstream_port}\n'

@@ -1,22 +1,28 @@
 /*
  * flood: a DNS load generator for one core, faster than dnsperf and honest about what it loses.
  *
- *   flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] [-r RATE] [-T TIMEOUT_MS]
+ *   flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] [-r RATE [-c]] [-m udp|tcp] [-T TIMEOUT_MS]
  *
  * Without -r: closed loop. WINDOW queries are kept open over SOCKETS sockets; an answer makes room for the next query.
  * With -r: open loop. RATE queries a second leave at their time, whether answers come or not; the time to each answer is taken.
+ * With -m tcp: SOCKETS connections, each with its share of the window in flight; answers may come in any order.
  *
  * Rules of this file:
  * - only loopback addresses; it ends by itself after SECONDS (and an alarm ends it if it should hang);
  * - an answer counts when its ID is open on that socket and it repeats the question; anything else is a stray;
  * - a query without an answer after TIMEOUT_MS is lost, and counted: sent = answered + lost;
- * - it never sleeps, so that no server pays for waking it up; with nothing to do it yields, so that an upstream on the same core runs;
+ * - it never sleeps, so that no server pays for waking it up; with nothing to do it yields, so that an upstream on the same core runs.
+ *   Only with -c (calm) it sleeps between queries as clients do: then waking up is a part of what is measured;
+ * - a connection that the server closes is opened again, and counted; what was open on it is lost;
  * - one line of JSON on standard output. Exit code: 0 measured, 1 cannot be measured, 2 bad use.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -38,6 +44,7 @@ enum {
     SUB = 64,             /* histogram: steps per doubling, so that a figure is off by 1.6 % at most */
     DOUBLINGS = 40,       /* of a nanosecond: 18 minutes */
     SWEEP_MS = 20,        /* how often lost queries are looked for */
+    STREAM = 1 << 16,     /* octets of a connection that wait to be read, or to be sent: more than any window of small queries */
 };
 
 struct query {
@@ -56,12 +63,17 @@ struct flow {
     uint16_t next_id;
     unsigned open;
     struct slot ring[RING];
+    uint8_t *in, *out;    /* of a connection: octets received and not yet understood, octets not yet taken by the kernel */
+    unsigned in_length, out_length;
 };
 
 static struct query *queries;
 static uint32_t query_count, next_query;
 static struct flow flows[MAX_SOCKETS];
-static uint64_t sent, answered, answered_in_time, lost, strays, empty, truncated, refusals, late;
+static bool tcp;
+static struct sockaddr_storage target;
+static socklen_t target_length;
+static uint64_t sent, answered, answered_in_time, lost, strays, empty, truncated, refusals, late, closed;
 static uint64_t rcodes[16];
 static uint64_t histogram[DOUBLINGS * SUB];
 static int64_t slowest, deadline;
@@ -158,18 +170,53 @@ static socklen_t parse_address(const char *text, uint16_t port, struct sockaddr_
     return 0;
 }
 
+static void open_flow(struct flow *flow)
+{
+    int room = 4 << 20, yes = 1;
+    /* A connection is made before the socket stops blocking: loopback does not keep anybody waiting. */
+    flow->fd = socket(target.ss_family, tcp ? SOCK_STREAM : SOCK_DGRAM, 0);
+    if (flow->fd < 0 || connect(flow->fd, (struct sockaddr *)&target, target_length) < 0)
+        fail(1, errno == ECONNREFUSED ? "nobody listens there" : "cannot connect", strerror(errno));
+    if (fcntl(flow->fd, F_SETFL, O_NONBLOCK) < 0)
+        fail(1, "fcntl", strerror(errno));
+    if (tcp)
+        setsockopt(flow->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    else
+        setsockopt(flow->fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    flow->in_length = flow->out_length = 0;
+}
+
 static void open_sockets(const char *address, uint16_t port, int count)
 {
-    struct sockaddr_storage target;
-    socklen_t length = parse_address(address, port, &target);
+    target_length = parse_address(address, port, &target);
     for (int i = 0; i < count; i++) {
-        int room = 4 << 20;
-        flows[i].fd = socket(target.ss_family, SOCK_DGRAM | SOCK_NONBLOCK, 0);
-        if (flows[i].fd < 0 || connect(flows[i].fd, (struct sockaddr *)&target, length) < 0)
-            fail(1, strerror(errno), address);
-        setsockopt(flows[i].fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
         flows[i].next_id = (uint16_t)(i * 7919);
+        if (tcp && (!(flows[i].in = malloc(STREAM)) || !(flows[i].out = malloc(STREAM))))
+            fail(1, "out of memory", NULL);
+        open_flow(&flows[i]);
     }
+}
+
+static unsigned forget(struct flow *flow, int64_t older_than)
+{
+    unsigned gone = 0;
+    for (int at = 0; flow->open && at < RING; at++) {
+        if (flow->ring[at].sent_at && flow->ring[at].sent_at <= older_than) {
+            flow->ring[at].sent_at = 0;
+            flow->open--;
+            gone++;
+        }
+    }
+    lost += gone;
+    return gone;
+}
+
+static void open_again(struct flow *flow)
+{
+    closed++;
+    close(flow->fd);
+    forget(flow, INT64_MAX);
+    open_flow(flow);
 }
 
 /* ---- send, receive, count ---- */
@@ -191,10 +238,61 @@ static void prepare_batches(void)
     }
 }
 
+static void note_sent(struct flow *flow, unsigned done, int64_t at)
+{
+    for (unsigned i = 0; i < done; i++) {
+        struct slot *slot = &flow->ring[flow->next_id % RING];
+        slot->sent_at = at;
+        slot->id = flow->next_id++;
+        slot->query = next_query;
+        next_query = next_query + 1 == query_count ? 0 : next_query + 1;
+    }
+    flow->open += done;
+    sent += done;
+}
+
+/* What waits, to the kernel; 0: nothing moved. */
+static int push(struct flow *flow)
+{
+    ssize_t done = send(flow->fd, flow->out, flow->out_length, MSG_NOSIGNAL);
+    if (done < 0) {
+        if (errno == EPIPE || errno == ECONNRESET)
+            open_again(flow);
+        else if (errno != EAGAIN && errno != EINTR)
+            fail(1, "send", strerror(errno));
+        return 0;
+    }
+    flow->out_length -= (unsigned)done;
+    memmove(flow->out, flow->out + done, flow->out_length);
+    return 1;
+}
+
+static int stream_some(struct flow *flow, unsigned wanted)
+{
+    unsigned ready = 0;
+    for (; ready < wanted; ready++) {
+        uint16_t id = (uint16_t)(flow->next_id + ready);
+        const struct query *query = &queries[(next_query + ready) % query_count];
+        if (flow->ring[id % RING].sent_at || flow->out_length + 2 + MAX_QUERY > STREAM)
+            break;
+        uint8_t *to = flow->out + flow->out_length;
+        to[0] = (uint8_t)(query->length >> 8);
+        to[1] = (uint8_t)query->length;
+        memcpy(to + 2, query->packet, query->length);
+        to[2] = (uint8_t)(id >> 8);
+        to[3] = (uint8_t)id;
+        flow->out_length += 2u + query->length;
+    }
+    note_sent(flow, ready, now());
+    return flow->out_length ? push(flow) : 0;
+}
+
 /* Sends up to `wanted` queries; what the kernel does not take is not sent, and is asked again later. */
 static int send_some(struct flow *flow, unsigned wanted)
 {
     int64_t at = now();
+    if (tcp)
+        return stream_some(flow, wanted);
     unsigned ready = 0;
     if (wanted > BATCH)
         wanted = BATCH;
@@ -218,15 +316,7 @@ static int send_some(struct flow *flow, unsigned wanted)
             fail(1, "sendmmsg", strerror(errno));
         return 0;
     }
-    for (int i = 0; i < done; i++) {
-        struct slot *slot = &flow->ring[flow->next_id % RING];
-        slot->sent_at = at;
-        slot->id = flow->next_id++;
-        slot->query = next_query;
-        next_query = (next_query + 1) % query_count;
-    }
-    flow->open += (unsigned)done;
-    sent += (uint64_t)done;
+    note_sent(flow, (unsigned)done, at);
     return done;
 }
 
@@ -282,8 +372,36 @@ static void take(struct flow *flow, const uint8_t *reply, unsigned length, int64
     truncated += (reply[2] & 2) != 0;
 }
 
+static int receive_stream(struct flow *flow)
+{
+    ssize_t done = recv(flow->fd, flow->in + flow->in_length, STREAM - flow->in_length, 0);
+    if (done == 0 || (done < 0 && errno == ECONNRESET)) {
+        open_again(flow);
+        return 0;
+    }
+    if (done < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            fail(1, "recv", strerror(errno));
+        return 0;
+    }
+    flow->in_length += (unsigned)done;
+    int64_t at = now();
+    unsigned used = 0, length;
+    while (flow->in_length - used >= 2 && (length = (unsigned)(flow->in[used] << 8 | flow->in[used + 1])) + 2 <= flow->in_length - used) {
+        if (length < HEADER || length + 2 > STREAM)
+            fail(1, "a frame that is no DNS message", NULL);
+        take(flow, flow->in + used + 2, length, at);
+        used += length + 2;
+    }
+    flow->in_length -= used;
+    memmove(flow->in, flow->in + used, flow->in_length);
+    return 1;
+}
+
 static int receive_some(struct flow *flow)
 {
+    if (tcp)
+        return receive_stream(flow);
     int done = recvmmsg(flow->fd, incoming, BATCH, MSG_DONTWAIT, NULL);
     if (done < 0) {
         if (errno == ECONNREFUSED)
@@ -302,13 +420,7 @@ static unsigned sweep(int count, int64_t older_than)
 {
     unsigned open = 0;
     for (int i = 0; i < count; i++) {
-        for (int at = 0; flows[i].open && at < RING; at++) {
-            if (flows[i].ring[at].sent_at && flows[i].ring[at].sent_at <= older_than) {
-                flows[i].ring[at].sent_at = 0;
-                flows[i].open--;
-                lost++;
-            }
-        }
+        forget(&flows[i], older_than);
         open += flows[i].open;
     }
     return open;
@@ -330,8 +442,8 @@ static void closed_loop(int count, unsigned window, int64_t timeout)
         int moved = 0;
         for (int i = 0; i < count; i++) {
             moved += receive_some(&flows[i]);
-            if (flows[i].open < share)
-                moved += send_some(&flows[i], share - flows[i].open);
+            if (flows[i].open < share || flows[i].out_length)
+                moved += send_some(&flows[i], flows[i].open < share ? share - flows[i].open : 0);
         }
         if (!moved)
             sched_yield();
@@ -343,7 +455,20 @@ static void closed_loop(int count, unsigned window, int64_t timeout)
     }
 }
 
-static void open_loop(int count, double rate, int64_t timeout)
+/* Until something can be received, or `due`. */
+static void sleep_until(int count, int64_t due)
+{
+    struct pollfd polled[MAX_SOCKETS];
+    int64_t left = due - now();
+    if (left <= 0)
+        return;
+    for (int i = 0; i < count; i++)
+        polled[i] = (struct pollfd){.fd = flows[i].fd, .events = POLLIN};
+    struct timespec wait = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+    ppoll(polled, (nfds_t)count, &wait, NULL);
+}
+
+static void open_loop(int count, double rate, int64_t timeout, bool calm)
 {
     int64_t began = now(), swept = began, gap = (int64_t)(1e9 / rate);
     uint64_t turn = 0;
@@ -358,7 +483,9 @@ static void open_loop(int count, double rate, int64_t timeout)
         for (int i = 0; i < count; i++)
             if (flows[i].open)
                 moved += receive_some(&flows[i]);
-        if (!moved)
+        if (!moved && calm)
+            sleep_until(count, began + (int64_t)((double)turn * 1e9 / rate));
+        else if (!moved)
             sched_yield();
         if (at - swept > SWEEP_MS * 1000000LL) {
             sweep(count, at - timeout);
@@ -389,18 +516,18 @@ static void print_result(const char *mode, double seconds)
 {
     const char *comma = "";
     printf("{\"mode\": \"%s\", \"seconds\": %.6f, \"sent\": %llu, \"answered\": %llu, \"answered_in_time\": %llu, \"lost\": %llu, "
-           "\"strays\": %llu, \"empty\": %llu, \"truncated\": %llu, \"refusals\": %llu, \"late\": %llu, \"rcodes\": {",
+           "\"strays\": %llu, \"empty\": %llu, \"truncated\": %llu, \"refusals\": %llu, \"late\": %llu, \"closed\": %llu, \"rcodes\": {",
            mode, seconds, (unsigned long long)sent, (unsigned long long)answered, (unsigned long long)answered_in_time,
            (unsigned long long)lost, (unsigned long long)strays, (unsigned long long)empty, (unsigned long long)truncated,
-           (unsigned long long)refusals, (unsigned long long)late);
+           (unsigned long long)refusals, (unsigned long long)late, (unsigned long long)closed);
     for (int i = 0; i < 16; i++) {
         if (rcodes[i]) {
             printf("%s\"%d\": %llu", comma, i, (unsigned long long)rcodes[i]);
             comma = ", ";
         }
     }
-    printf("}, \"p50_us\": %.3f, \"p90_us\": %.3f, \"p99_us\": %.3f, \"max_us\": %.3f}\n",
-           percentile(0.50), percentile(0.90), percentile(0.99), (double)slowest / 1000);
+    printf("}, \"p50_us\": %.3f, \"p90_us\": %.3f, \"p99_us\": %.3f, \"p999_us\": %.3f, \"max_us\": %.3f}\n",
+           percentile(0.50), percentile(0.90), percentile(0.99), percentile(0.999), (double)slowest / 1000);
 }
 
 static double number(const char *text, double low, double high, const char *what)
@@ -417,7 +544,8 @@ int main(int argc, char **argv)
     const char *address = "127.0.0.1", *file = NULL;
     double seconds = 0, rate = 0;
     int port = 0, sockets = 8, window = 192, timeout_ms = 500;
-    for (int option; (option = getopt(argc, argv, "a:p:f:t:w:s:r:T:")) != -1;) {
+    bool calm = false;
+    for (int option; (option = getopt(argc, argv, "a:p:f:t:w:s:r:T:m:c")) != -1;) {
         switch (option) {
         case 'a': address = optarg; break;
         case 'p': port = (int)number(optarg, 1, 65535, "-p PORT is 1 to 65535"); break;
@@ -427,11 +555,18 @@ int main(int argc, char **argv)
         case 's': sockets = (int)number(optarg, 1, MAX_SOCKETS, "-s SOCKETS is 1 to 64"); break;
         case 'r': rate = number(optarg, 1, 10e6, "-r RATE is 1 to 10000000"); break;
         case 'T': timeout_ms = (int)number(optarg, 1, 10000, "-T TIMEOUT_MS is 1 to 10000"); break;
+        case 'm':
+            tcp = !strcmp(optarg, "tcp");
+            if (!tcp && strcmp(optarg, "udp") != 0)
+                fail(2, "-m is udp or tcp", optarg);
+            break;
+        case 'c': calm = true; break;
         default: return 2;
         }
     }
     if (!port || !file || seconds == 0)
-        fail(2, "usage: flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] [-r RATE] [-T TIMEOUT_MS]", NULL);
+        fail(2, "usage: flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] "
+             "[-r RATE [-c]] [-m udp|tcp] [-T TIMEOUT_MS]", NULL);
     if (window < sockets)
         fail(2, "the window is smaller than the number of sockets", NULL);
     read_queries(file);
@@ -442,7 +577,7 @@ int main(int argc, char **argv)
     int64_t timeout = timeout_ms * 1000000LL, began = now();
     deadline = began + (int64_t)(seconds * 1e9);
     if (rate > 0)
-        open_loop(sockets, rate, timeout);
+        open_loop(sockets, rate, timeout, calm);
     else
         closed_loop(sockets, (unsigned)window, timeout);
     double took = (double)(now() - began) / 1e9;

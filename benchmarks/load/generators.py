@@ -8,9 +8,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,11 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.errors import BenchError
-from benchmarks.machine import cache_folder, pinned
+from benchmarks.load.build import FLOOD, NEEDED, compiled
+from benchmarks.machine import pinned
+from benchmarks.scenarios import Shape
 
-SOURCE = Path(__file__).with_name("flood.c")
-SOCKETS = 8
-"""Client sockets: enough that no queue of one socket decides, few enough to be polled."""
 TIMEOUT_MS = 500
 """A query that waits longer is lost; nothing on loopback is that slow."""
 
@@ -41,41 +38,41 @@ class Load:
     rcodes: dict[str, int]
     p50_us: float | None = None
     p99_us: float | None = None
+    p999_us: float | None = None
     problems: dict[str, int] = field(default_factory=dict)
-    """Counts of what should not be there: strays, empty answers, truncated ones, late sends."""
+    """Counts of what should not be there: strays, empty answers, truncated ones, late sends, closed connections."""
 
 
 class Generator(Protocol):
     name: str
     version: str
 
-    def saturate(self, port: int, queries: Path, seconds: float) -> Load:
+    def saturate(self, port: int, queries: Path, seconds: float, shape: Shape) -> Load:
         """As fast as the server answers, with a window of open queries."""
 
-    def steady(self, port: int, queries: Path, seconds: float, rate: int) -> Load:
-        """`rate` queries a second; the load carries p50 and p99."""
+    def paced(self, port: int, queries: Path, seconds: float, shape: Shape, rate: int, *, calm: bool) -> Load:
+        """`rate` queries a second; the load carries the percentiles. `calm`: it sleeps in between, as clients do."""
 
 
 class Flood:
-    """flood.c: closed or open loop, batches of 64, no sleeping."""
+    """flood.c: closed or open loop, batches of 64; it sleeps only when it is to be calm."""
 
     name = "flood"
     version = "of this repository"
 
-    def __init__(self, binary: Path, core: int, window: int) -> None:
+    def __init__(self, binary: Path, core: int) -> None:
         self._binary = binary
         self._core = core
-        self._window = window
 
-    def saturate(self, port: int, queries: Path, seconds: float) -> Load:
-        return self._run(port, queries, seconds, ["-w", str(self._window)])
+    def saturate(self, port: int, queries: Path, seconds: float, shape: Shape) -> Load:
+        return self._run(port, queries, seconds, shape, ["-w", str(shape.window)])
 
-    def steady(self, port: int, queries: Path, seconds: float, rate: int) -> Load:
-        return self._run(port, queries, seconds, ["-r", str(rate)])
+    def paced(self, port: int, queries: Path, seconds: float, shape: Shape, rate: int, *, calm: bool) -> Load:
+        return self._run(port, queries, seconds, shape, ["-r", str(rate), *(["-c"] if calm else [])])
 
-    def _run(self, port: int, queries: Path, seconds: float, more: list[str]) -> Load:
-        argv = [str(self._binary), "-p", str(port), "-f", str(queries), "-t", f"{seconds:g}"]
-        argv += ["-s", str(SOCKETS), "-T", str(TIMEOUT_MS), *more]
+    def _run(self, port: int, queries: Path, seconds: float, shape: Shape, more: list[str]) -> Load:
+        argv = [str(self._binary), "-p", str(port), "-f", str(queries), "-t", f"{seconds:g}", "-m", shape.transport]
+        argv += ["-s", str(shape.sockets), "-T", str(TIMEOUT_MS), *more]
         return parse_flood(_output(argv, self._core, seconds + 20))
 
 
@@ -84,23 +81,22 @@ class Dnsperf:
 
     name = "dnsperf"
 
-    def __init__(self, binary: Path, core: int, window: int) -> None:
+    def __init__(self, binary: Path, core: int) -> None:
         self._binary = binary
         self._core = core
-        self._window = window
         text = subprocess.run([binary, "-h"], capture_output=True, text=True, timeout=10, check=False)
         found = re.search(r"Version (\S+)", text.stdout + text.stderr)
         self.version = found.group(1) if found else "unknown"
 
-    def saturate(self, port: int, queries: Path, seconds: float) -> Load:
-        return parse_dnsperf(self._run(port, queries, seconds, []))
+    def saturate(self, port: int, queries: Path, seconds: float, shape: Shape) -> Load:
+        return parse_dnsperf(self._run(port, queries, seconds, shape, []))
 
-    def steady(self, port: int, queries: Path, seconds: float, rate: int) -> Load:
-        return parse_dnsperf(self._run(port, queries, seconds, ["-Q", str(rate), "-v"]))
+    def paced(self, port: int, queries: Path, seconds: float, shape: Shape, rate: int, *, calm: bool) -> Load:
+        return parse_dnsperf(self._run(port, queries, seconds, shape, ["-Q", str(rate), "-v"]))
 
-    def _run(self, port: int, queries: Path, seconds: float, more: list[str]) -> str:
+    def _run(self, port: int, queries: Path, seconds: float, shape: Shape, more: list[str]) -> str:
         argv = [str(self._binary), "-s", "127.0.0.1", "-p", str(port), "-d", str(queries), "-l", str(max(1, round(seconds)))]
-        argv += ["-c", str(SOCKETS), "-T", "1", "-q", str(self._window), "-t", "1", *more]
+        argv += ["-c", str(shape.sockets), "-m", shape.transport, "-T", "1", "-q", str(shape.window), "-t", "1", *more]
         return _output(argv, self._core, seconds + 20)
 
 
@@ -133,7 +129,8 @@ def parse_flood(text: str) -> Load:
         rcodes=plain["rcodes"],
         p50_us=plain["p50_us"],
         p99_us=plain["p99_us"],
-        problems={key: plain[key] for key in ("strays", "empty", "truncated", "refusals", "late") if plain[key]},
+        p999_us=plain["p999_us"],
+        problems={key: plain[key] for key in ("strays", "empty", "truncated", "refusals", "late", "closed") if plain[key]},
     )
 
 
@@ -162,38 +159,17 @@ def parse_dnsperf(text: str) -> Load:
         rcodes={_RCODES.get(code, code): int(count) for code, count in pairs},
         p50_us=took[len(took) // 2] if took else None,
         p99_us=took[len(took) * 99 // 100] if took else None,
+        p999_us=took[len(took) * 999 // 1000] if took else None,
     )
 
 
-def build_flood() -> Path | None:
-    """flood, compiled into the cache folder under the digest of its source; None where there is no compiler.
-
-    Raises BenchError when the compiler refuses the source.
-    """
-    compiler = os.environ.get("CC") or next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
-    if compiler is None:
-        return None
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    binary = cache_folder() / f"flood-{digest}"
-    if binary.exists():
-        return binary
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    fresh = binary.with_name(f"{binary.name}.{os.getpid()}")
-    argv = [compiler, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-o", str(fresh), str(SOURCE)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"{compiler} cannot build {SOURCE.name}: {done.stderr.strip()[:300]}")
-    fresh.replace(binary)
-    return binary
-
-
-def find_generators(core: int, window: int) -> list[Generator]:
+def find_generators(core: int) -> list[Generator]:
     """What can send here, the best first. Raises BenchError when there is nothing."""
     found: list[Generator] = []
-    if (flood := build_flood()) is not None:
-        found.append(Flood(flood, core, window))
+    if (flood := compiled(FLOOD)) is not None:
+        found.append(Flood(flood, core))
     if (dnsperf := shutil.which("dnsperf")) is not None:
-        found.append(Dnsperf(Path(dnsperf), core, window))
+        found.append(Dnsperf(Path(dnsperf), core))
     if not found:
-        raise BenchError("no load generator: install a C compiler (Debian: gcc libc6-dev) or dnsperf (Debian: dnsperf)")
+        raise BenchError(f"no load generator: install {NEEDED} or dnsperf (Debian: dnsperf)")
     return found

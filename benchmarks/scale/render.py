@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale.render`: SCALE.md from results/scale.json alone. Nobody edits it by hand.
+"""`python -m benchmarks.scale.render`: SCALE.md and the README's table from results/scale.json alone. Nobody edits it by hand.
 
 Rules of this file:
 - pure but for `write` and `main`: the same JSON gives the same text;
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import readme
 from benchmarks.errors import BenchError
 from benchmarks.scale.probe import percentile
 from benchmarks.scale.results import BUSY, QUIET, Memory, Results, Work, read
@@ -51,12 +52,12 @@ other, each alone on one core. Taken {results.taken} at {results.commit}.
 {disturbed}"""
 
 
-def _goals(results: Results) -> str:
+def _goal_rows(results: Results) -> list[tuple[str, str, str, str]]:
     starts = results.starts[OURS]
     ours, theirs = _memory(results, OURS), _memory(results, THEIRS)
-    quiet = [seconds for one in results.changes if (one.key, one.load) == (OURS, QUIET) for seconds in one.seconds]
     late = [one.answered - one.created for one in results.at_once]
     delay, many = _delay(results, OURS), results.at_once[0].count
+    quiet = _quiet(results)
     lines = [
         ("start to ready, s (median)", f"<= {START:g}", statistics.median(starts), START, 2),
         ("memory of control process and worker / CoreDNS's (RSS)", "<= 1", sum(ours.rss) / sum(theirs.rss), 1.0, 2),
@@ -71,16 +72,38 @@ def _goals(results: Results) -> str:
         ),
         ("p99 of hits among other events / quiet", "<= 2", delay, DELAY, 2),
     ]
-    rows = [
+    return [
         (what, goal, f"{value:.{digits}f}", "met" if value <= limit else f"**missed, {value / limit:.1f} times**")
         for what, goal, value, limit, digits in lines
     ]
+
+
+def _quiet(results: Results) -> list[float]:
+    """What every quiet change of ours took, in seconds."""
+    return [seconds for one in results.changes if (one.key, one.load) == (OURS, QUIET) for seconds in one.seconds]
+
+
+def _goals(results: Results) -> str:
+    quiet = len(_quiet(results))
     return f"""## Goals
 
-{_table(("", "goal", "measured", ""), rows)}
-Event to answer: the {len(quiet):,} quiet changes of canal-dns taken together, bound and unbound, of both shapes, from the API
+{_table(("", "goal", "measured", ""), _goal_rows(results))}
+Event to answer: the {quiet:,} quiet changes of canal-dns taken together, bound and unbound, of both shapes, from the API
 server's reply to the answer. What they take while other objects change is no goal; the figures are below.
 """
+
+
+def summary(results: Results) -> str:
+    """The README's table, with the command that measures it again."""
+    size = results.size
+    rows = [(what, f"**{value}**", goal, "`make scale`") for what, goal, value, _ in _goal_rows(results)]
+    heads = (
+        f"{size['services']:,} Services, {size['virtual_services']:,} VirtualServices",
+        "canal-dns",
+        "goal",
+        "to measure it again",
+    )
+    return f"\n{_table(heads, rows)}\n"
 
 
 def _starts(results: Results) -> str:
@@ -268,8 +291,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(results: Results, folder: Path) -> None:
-    """SCALE.md in `folder`."""
+    """SCALE.md in `folder`; for this package's own, the README's table too."""
     (folder / "SCALE.md").write_text(report(results))
+    if folder == HERE:
+        readme.fill("scale", summary(results))
 
 
 def main() -> int:
