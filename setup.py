@@ -13,7 +13,7 @@ import warnings
 from setuptools import Extension, setup
 
 MODULES = ("canal_dns.server._batch_c",)
-HEADERS = ["canal_dns/server/_packets.h"]
+HEADERS = ["canal_dns/server/_packets.h", "canal_dns/server/_lookahead.h"]
 STRICT = os.environ.get("CANAL_DNS_STRICT") == "1"
 FLAGS = ["-O3", "-g0"]
 if STRICT:

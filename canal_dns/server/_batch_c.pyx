@@ -35,6 +35,9 @@ from canal_dns.server._batch_py import MAX_PACKET, refused
 from canal_dns.server.hits import Miss
 from canal_dns.server.sockets import count_send_error
 
+cdef extern from "_lookahead.h":
+    void look_ahead(PyObject *dict, PyObject **keys, int count)
+
 cdef extern from *:
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
     PyObject *look_up "PyDict_GetItemWithError"(PyObject *, PyObject *) except? NULL
@@ -281,7 +284,7 @@ cdef int put_together(int received, table, cache, double now) except -1:
     cdef bint stream = False
     if table is None:
         return 0
-    exact = table.exact
+    cdef dict exact = table.exact
     for slot in range(received):
         keys[slot] = found[slot] = NULL
         if (
@@ -291,6 +294,8 @@ cdef int put_together(int received, table, cache, double now) except -1:
         ):
             keys[slot] = key_of(batch.packet[slot], &asked[slot], -1)
             PyObject_Hash(<object>keys[slot])
+    if received > 1:
+        look_ahead(<PyObject *>exact, keys, received)
     for slot in range(received):
         if keys[slot] is not NULL:
             found[slot] = look_up(<PyObject *>exact, keys[slot])

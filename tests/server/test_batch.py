@@ -627,3 +627,20 @@ def test_nothing_is_leaked(filling: Filling) -> None:
     after = sys.getallocatedblocks(), sys.getrefcount(body), sys.getrefcount(of), sys.getrefcount(cache)
     assert after[1:] == before[1:]
     assert after[0] - before[0] < 100
+
+
+@pytest.mark.parametrize("count", [3_000, 20_000])
+def test_large_tables_answer_the_same(filling: Filling, count: int) -> None:
+    """Their memory is asked for ahead, by indices of 2 and of 4 octets."""
+    of = AnswerTable(names.from_text("cluster.local"))
+    bound = {names.from_text(f"s{number}.shop.svc.cluster.local"): BOUND[names.from_text(WEB)] for number in range(count)}
+    of.apply(bound, 1, 1)
+    packets = [query(f"S{number}.shop.svc.cluster.local", ident=number) for number in range(0, count + 200, 37)]
+    sock = filling.socket(packets)
+    misses = []
+    while sock.packets:
+        misses += filling.drain(sock, of=of)[0]
+    answers = [answer_from_table(one, of, False) for one in packets]
+    assert [wire for wire, _ in sock.sent] == [one for one in answers if one]
+    assert [miss.packet for miss in misses] == [one for one, answer in zip(packets, answers, strict=True) if answer is None]
+    assert len(misses) in (5, 6)
