@@ -169,7 +169,7 @@ class Counters:
         for name, series in self.values.items():
             rows.extend([name, list(labels), value] for labels, value in series.items())
         for name, histograms in self.histograms.items():
-            rows.extend([name, list(labels), one.counts, one.total] for labels, one in histograms.items())
+            rows.extend([name, list(labels), list(one.counts), one.total] for labels, one in histograms.items())
         return rows
 
     @classmethod

@@ -62,8 +62,7 @@ class AnswerTable:
 
     def __init__(self, zone: bytes) -> None:
         """An empty table for names below `zone`, the wire name of the cluster domain. Raises TableError."""
-        if len(zone) > _MAX_ZONE:
-            raise TableError(f"{to_text(zone)[:80]}: a cluster domain may have {_MAX_ZONE} octets")
+        check({}, zone, 0)
         self.zone = zone
         self.exact: dict[bytes, bytes] = {}
         """Lower-cased question (name, type, class) -> body: ANCOUNT and NSCOUNT, 2 octets each, then the records."""
@@ -78,8 +77,7 @@ class AnswerTable:
 
         Raises TableError for a name or addresses that cannot be answered; the table is then what it was.
         """
-        if not 0 <= serial <= 0xFFFF_FFFF:
-            raise TableError(f"serial {serial}: it has 32 bits")
+        check({}, self.zone, serial)
         bodies: dict[bytes, bytes] = {}
         bound: dict[bytes, Addresses] = {}
         for name, addresses in delta.items():
@@ -99,6 +97,18 @@ class AnswerTable:
     def soa(self, ttl: int) -> tuple[bytes, bytes]:
         """Owner and RDATA of the zone's SOA, names in full: for replies that are not ours alone."""
         return self.zone, _MNAME + self.zone + _RNAME + self.zone + _timers(self.serial, ttl)
+
+
+def check(delta: Delta, zone: bytes, serial: int) -> None:
+    """Raise the TableError that `AnswerTable(zone).apply(delta, ..., serial)` would, without encoding anything."""
+    if len(zone) > _MAX_ZONE:
+        raise TableError(f"{to_text(zone)[:80]}: a cluster domain may have {_MAX_ZONE} octets")
+    if not 0 <= serial <= 0xFFFF_FFFF:
+        raise TableError(f"serial {serial}: it has 32 bits")
+    for name, addresses in delta.items():
+        if addresses is not None:
+            _offset_of_zone(name, zone)
+            _check(name, addresses)
 
 
 class TableCell:

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from canal_dns.errors import ListenError, TableError
 from canal_dns.server.link import (
@@ -68,6 +69,9 @@ class _Worker:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._service: PacketService | None = None
         self._unstarted: tuple[Configure, PacketService] | None = None
+        self._unhandled = 0
+        """Messages in the inbox, and the one that is being handled."""
+        self._reported: list[list[Any]] = []
         self._lameduck = 0.0
         self._orphaned = False
         self._hurry = asyncio.Event()
@@ -82,6 +86,7 @@ class _Worker:
                 if isinstance(message, Stop):
                     break
                 await self._handle(message)
+                self._unhandled -= 1
             else:
                 log.warning("the control process is gone; answering for another %g s", self._lameduck)
                 with contextlib.suppress(TimeoutError):
@@ -118,17 +123,23 @@ class _Worker:
         service = self._present()
         if service is None:
             return
-        try:
-            if message.full:
+        if not message.full:
+            self._change(service, message)
+        else:
+            try:
                 await service.replace(message.names, message.generation, message.serial, message.since)
                 _freeze()
-            else:
-                service.publish(message.names, message.generation, message.serial, full=False, since=message.since)
-        except TableError as problem:
-            log.error("the answer table was not changed: %s", problem)
+            except TableError as problem:
+                log.error("the answer table was not replaced: %s", problem)
         if self._unstarted is not None:
             waiting, self._unstarted = self._unstarted, None
             await self._start(*waiting)
+
+    def _change(self, service: PacketService, message: Publish) -> None:
+        try:
+            service.publish(message.names, message.generation, message.serial, full=False, since=message.since)
+        except TableError as problem:
+            log.error("the answer table was not changed: %s", problem)
 
     def _present(self) -> PacketService | None:
         """The service, whether it has listeners or is still waiting for its first table."""
@@ -152,7 +163,11 @@ class _Worker:
     def _on_message(self, message: Message) -> None:
         if isinstance(message, Ask):
             self._report(message.token)
+        elif isinstance(message, Publish) and not message.full and not self._unhandled and self._service is not None:
+            # Nothing is before it: a change of a name need not wait for a task to wake up.
+            self._change(self._service, message)
         else:
+            self._unhandled += 1
             self._inbox.put_nowait(message)
 
     def _on_lost(self) -> None:
@@ -173,7 +188,8 @@ class _Worker:
         if not self._link.blocked:
             service = self._service
             rows = [] if service is None else service.counters_beside_tally().to_plain()
-            self._link.send(Report(token, 0 if service is None else service.generation, rows))
+            changed, self._reported = rows != self._reported, rows
+            self._link.send(Report(token, 0 if service is None else service.generation, rows if changed else None))
 
 
 def _freeze() -> None:

@@ -143,11 +143,11 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """Worker to control: `Counters.to_plain()`. Token 0: the heartbeat."""
+    """Worker to control: `Counters.to_plain()` of what is not in the tally; None: as before. Token 0: the heartbeat."""
 
     token: int
     generation: int
-    rows: list[list[Any]]
+    rows: list[list[Any]] | None
 
 
 Message = Configure | Publish | Exempt | Ask | Stop | Listening | Refused | Report

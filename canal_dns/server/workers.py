@@ -19,9 +19,10 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from canal_dns.dns import names
-from canal_dns.dns.table import Addresses, AnswerTable, Delta
+from canal_dns.dns.table import Addresses, Delta, check
 from canal_dns.errors import CanalError, ListenError, WorkerError
 from canal_dns.metrics import Counters, merge
 from canal_dns.server.child import HEARTBEAT, run_worker
@@ -82,13 +83,14 @@ class _Slot:
         """Something was not sent while the link was blocked; `since`: of the oldest delta among it."""
         self.since: float | None = None
         self.silent = 0.0
-        self.reports = Counters()
+        self.rows: list[list[Any]] = []
+        """Of its last report."""
         self.tally: Tally | None = None
         self.supervisor: asyncio.Task[None] | None = None
 
     def counters(self) -> Counters:
         """All that the process of the moment counted, as of now and as of its last report."""
-        whole = merge((self.reports,))
+        whole = Counters.from_plain(self.rows)
         if self.tally is not None:
             self.tally.add_to(whole)
         return whole
@@ -106,6 +108,7 @@ class WorkerPool:
 
     def __init__(self, settings: Settings, count: int, argv: Callable[[int, int], Sequence[str]]) -> None:
         self._settings = settings
+        self._zone = names.from_text(settings.zone.cluster_domain)
         self._count = count
         self._argv = argv
         self._slots: list[_Slot] = []
@@ -143,8 +146,8 @@ class WorkerPool:
             raise self._failure
 
     def publish(self, delta: Delta, generation: int, serial: int, *, full: bool, since: float | None = None) -> None:
-        # Tried here first: what no table takes must not reach one that respawns.
-        AnswerTable(names.from_text(self._settings.zone.cluster_domain)).apply(delta, generation, serial)
+        # Looked at here first: what no table takes must not reach one that respawns.
+        check(delta, self._zone, serial)
         if full:
             self._names = {}
         for name, addresses in delta.items():
@@ -181,6 +184,7 @@ class WorkerPool:
                 if refusal is not None:
                     raise refusal
             await self._resize(settings.listen.workers or self._count)
+            self._zone = names.from_text(settings.zone.cluster_domain)
         except CanalError:
             self._settings, self._addresses = old_settings, old_addresses
             await asyncio.gather(*map(self._configure, self._slots))
@@ -251,7 +255,7 @@ class WorkerPool:
             born = clock()
             cause = await self._live(slot)
             self._past = merge((self._past, slot.counters().without_gauges()))
-            slot.reports, slot.tally = Counters(), None
+            slot.rows, slot.tally = [], None
             if not self._is_wanted(slot):
                 return
             self._count_death(cause, clock())
@@ -347,7 +351,8 @@ class WorkerPool:
     def _on_message(self, slot: _Slot, message: Message) -> None:
         slot.silent = 0.0
         if isinstance(message, Report):
-            slot.reports = Counters.from_plain(message.rows)
+            if message.rows is not None:
+                slot.rows = message.rows
             if message.token and slot.reported is not None:
                 slot.reported.set_result(None)
                 slot.reported = None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from canal_dns.dns import names
 from canal_dns.dns.codes import Type
 from canal_dns.dns.responder import answer_from_table
-from canal_dns.dns.table import ANSWERED, Addresses, AnswerTable, TableCell, negative_ttl
+from canal_dns.dns.table import ANSWERED, Addresses, AnswerTable, TableCell, check, negative_ttl
 from canal_dns.errors import TableError
 from tests.dns.packets import BOUND, VIP4, VIP6, WEB, ZONE, ask, bound_table, opt, packet, read, spelled, texts, wire
 
@@ -173,6 +173,15 @@ def test_what_cannot_be_answered_is_refused_and_the_table_stays(name, addresses,
     with pytest.raises(TableError, match=problem):
         table.apply({wire(WEB): None, wire("new.svc.cluster.local"): GOOD, name: addresses}, 2, 2)
     assert state(table) == before
+    with pytest.raises(TableError, match=problem):
+        check({wire(WEB): None, wire("new.svc.cluster.local"): GOOD, name: addresses}, table.zone, 2)
+
+
+def test_what_passes_the_check_is_taken():
+    table = bound_table()
+    delta = {wire(WEB): None, wire("new.svc.cluster.local"): GOOD}
+    check(delta, table.zone, 2)
+    table.apply(delta, 2, 2)
 
 
 @pytest.mark.parametrize("serial", [-1, 2**32])

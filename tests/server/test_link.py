@@ -77,6 +77,7 @@ MESSAGES = [
     Listening(1),
     Refused(1, "0.0.0.0:53", "TCP", "Address already in use"),
     Report(5, 3, counters().to_plain()),
+    Report(0, 3, None),
 ]
 
 

@@ -200,17 +200,43 @@ async def test_a_killed_worker_takes_no_count_along() -> None:
         async with connected(endpoint) as client:
             for _ in range(50):
                 await client.ask(query())
+                await ask(endpoint, query())
                 await ask(endpoint, query("a.up.test"))
             # A reply leaves a moment before it is counted.
-            await eventually(lambda: slot.counters()["canal_dns_responses_total"][("NOERROR",)] == 100)
+            await eventually(lambda: slot.counters()["canal_dns_responses_total"][("NOERROR",)] == 150)
             (victim,) = pids(running)
             os.kill(victim, signal.SIGKILL)
             await eventually(lambda: victim not in pids(running) and whole(running, 1))
         counted = await running.counters()
-        assert counted["canal_dns_requests_total"] == {("udp", "A"): 50, ("tcp", "A"): 50}
-        assert counted["canal_dns_responses_total"] == {("NOERROR",): 100}
+        assert counted["canal_dns_requests_total"] == {("udp", "A"): 100, ("tcp", "A"): 50}
+        assert counted["canal_dns_responses_total"] == {("NOERROR",): 150}
         durations = counted.histograms["canal_dns_request_duration_seconds"]
-        assert [sum(one.counts) for one in durations.values()] == [100]
+        assert {labels: sum(one.counts) for labels, one in durations.items()} == {("table",): 100, ("upstream",): 50}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+async def test_many_clients_are_spread_evenly(count: int) -> None:
+    """The kernel gives each client to one worker, by a hash of addresses and ports: what comes of it is binomial.
+
+    Six standard deviations from the mean: exceeded by chance in one run of a hundred million.
+    """
+    clients, rounds = 400, 3
+    async with pool(count) as running:
+        (endpoint,) = running.listeners
+        await eventually(lambda: whole(running, count))
+        before = [slot.counters()["canal_dns_responses_total"][("NOERROR",)] for slot in running._slots]
+        for _ in range(rounds):
+            await answers(endpoint, clients)
+        total = rounds * clients
+        far = 6 * (total / count * (1 - 1 / count)) ** 0.5
+
+        def shares() -> list[float]:
+            now = [slot.counters()["canal_dns_responses_total"][("NOERROR",)] for slot in running._slots]
+            return [one - other for one, other in zip(now, before, strict=True)]
+
+        # A reply leaves a moment before it is counted.
+        await eventually(lambda: sum(shares()) == total)
+        assert all(abs(share - total / count) < far for share in shares())
 
 
 async def test_workers_that_die_one_after_the_other_end_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
