@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import uvloop
 
 T = TypeVar("T")
 
-NAME = f"uvloop {version('uvloop')}"
+NAME = f"uvloop {uvloop.__version__}"
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
