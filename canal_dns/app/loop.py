@@ -7,10 +7,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import uvloop
+from uvloop._version import __version__ as _version
 
 T = TypeVar("T")
 
-NAME = f"uvloop {uvloop.__version__}"
+NAME = f"uvloop {_version}"
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
