@@ -136,14 +136,16 @@ class Connection(asyncio.BufferedProtocol):
     def _work(self, now: float) -> None:
         """Take up what was read, as far as the limits allow, and write what came of it at once."""
         self._working = True
-        while self._transport is not None and not self._blocked:
-            if self._queue:
-                self._ask(now)
-            if self._queue or not self._octets or not self._take(now):
-                break
-        self._working = False
-        # The buffer is another connection's next.
-        self._octets = bytes(self._octets)
+        try:
+            while self._transport is not None and not self._blocked:
+                if self._queue:
+                    self._ask(now)
+                if self._queue or not self._octets or not self._take(now):
+                    break
+        finally:
+            self._working = False
+            # The buffer is another connection's next.
+            self._octets = bytes(self._octets)
         self._settle()
 
     def _take(self, now: float) -> bool:
@@ -174,7 +176,12 @@ class Connection(asyncio.BufferedProtocol):
         limit = home.settings.in_flight
         while queue and self._in_flight < limit and not self._blocked and self._transport is not None:
             packet = queue.popleft()
-            verdict = home.intake.decide(packet, self._host, self._port, True, now) if packet else None
+            try:
+                verdict = home.intake.decide(packet, self._host, self._port, True, now) if packet else None
+            except Exception:
+                # As over UDP: a fault of ours that one message brings out is not to cost the others.
+                home.intake.failed(now)
+                continue
             if type(verdict) is Forward:
                 self._in_flight += 1
                 home.intake.forward(verdict, self._host, partial(self._answer, now))

@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,29 @@ async def test_what_is_no_query_closes_after_what_was_answered(garbage: bytes) -
             assert await client.closed()
         async with connected(running.endpoint) as client:
             assert is_vip(await client.ask(query()))
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "once there is room"])
+async def test_a_fault_of_ours_costs_one_message(monkeypatch: pytest.MonkeyPatch, later: bool) -> None:
+    held: list[Ask] = []
+    async with (
+        serving(by_name({"slow.up.test.": held.append}), tcp=limits(in_flight=1 if later else 10)) as running,
+        connected(running.endpoint) as client,
+    ):
+        intake = running.service._intake
+        decide = intake.decide
+
+        def faulty(self: object, packet: bytes, *others: Any) -> Any:
+            return 1 // 0 if packet[:2] == b"\0\7" else decide(packet, *others)
+
+        monkeypatch.setattr(type(intake), "decide", faulty)
+        client.write(query("slow.up.test", ident=5), query("a.up.test", ident=7), query("a.up.test", ident=8))
+        await eventually(lambda: held)
+        if later:
+            held.pop().reply()
+            assert (await client.read())[:2] == b"\0\5"
+        assert (await client.read())[:2] == b"\0\x08"
+        assert running.counted("canal_dns_dropped_total", "internal") == 1
 
 
 async def test_tcp_09_nothing_is_said() -> None:
