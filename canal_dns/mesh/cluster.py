@@ -98,7 +98,8 @@ class Cluster:
         rights = self._unavailable ^ self.view.unavailable
         self._unavailable = self.view.unavailable
         if "DestinationRule" in rights:
-            hosts |= set(self._subset_hosts)
+            for host in self._subset_hosts:
+                hosts |= {host, *self._users(host)}
         if "EndpointSlice" in rights:
             frames |= {str(gateway) for gateway in self.settings.gateways}
         everything = self._reframe(frames)
@@ -131,8 +132,8 @@ class Cluster:
         return self.view.skip("Service", key) if key else None
 
     def known(self) -> set[str]:
-        """Every name that may be bound: those that are meant, those that a Gateway's server makes a domain or server name, and
-        the Services behind ExternalNames that are meant."""
+        """Every name that may be bound: those that are meant, those that are a domain or server name as Envoy compares it, in
+        lower case, and the Services behind ExternalNames that are meant."""
         names = set(self.intents.names())
         names.update(target for target, own in self._aliases.items() if any(self.intents.sources(one) for one in own))
         for model in self.models:
@@ -140,6 +141,8 @@ class Cluster:
                 names.update(domain for domain in table.hosts if not is_wildcard(domain))
             for listener in model.layout.listeners:
                 names.update(name for chain in listener.chains for name in chain.names or () if not is_wildcard(name))
+            for offer in (offer for offers in model.sni.values() for offer in offers):
+                names.update(name for name in offer.sni_hosts if not is_wildcard(name))
         return names
 
     def case(self, name: str, service: Service | None, forbidden: Refusal | None, refused: Refusal | None) -> Case:
@@ -147,6 +150,9 @@ class Cluster:
         meant = [source for one in self.aliases(name) for source in self.intents.sources(one)]
         hosts = [table.hosts[name] for model in self.models for table in model.tables.values() if name in table.hosts]
         meant += [entry.virtual_service for host in hosts for entry in host.entries.values()]
+        if not meant:
+            offers = (offer for model in self.models for some in model.sni.values() for offer in some)
+            meant = [offer.virtual_service for offer in offers if name in offer.sni_hosts]
         sources = [self.resolved[key] for key in dict.fromkeys(meant)]
         return Case(
             name=name,
