@@ -157,6 +157,8 @@ class AnswerCache:
             or reply[4:6] != b"\0\1"
         ):
             return
+        if flags & 15 == Rcode.SERVFAIL and self._answers(key_of(query), now):
+            return
         # The most that any client could get of it: what one of less gets is made of that.
         widest = query._replace(id=0, flags=query.flags & CD | AD, payload=None, limit=MAX_STREAM)
         wire = relay(widest, reply, table).wire
@@ -237,6 +239,11 @@ class AnswerCache:
         self.octets += cost
         self.denials += _denies(entry)
         self.entries[key] = entry._replace(slot=slot)
+
+    def _answers(self, key: bytes, now: float) -> bool:
+        """True while there is more to say than that it failed: who fetches anew before the end may fail, and loses nothing."""
+        entry = self.entries.get(key)
+        return entry is not None and now < entry.expires and entry.flags & 15 != Rcode.SERVFAIL
 
     def _evict(self) -> None:
         self._drop(self._keys[self._sieve.victim()])

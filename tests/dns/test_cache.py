@@ -425,6 +425,17 @@ def test_a_failure_is_not_fetched_anew():
     assert not any(cache.look(ask(NAME), 100.0 + age).refresh for age in (0.1, 0.95, 0.97, 0.99))
 
 
+def test_a_failure_does_not_take_the_place_of_an_answer_that_is_fetched_anew_before_its_end():
+    cache = filled([A])
+    assert [cache.look(ask(NAME), now).refresh for now in (101.0, 371.0)] == [False, True]
+    cache.put(ask(NAME), upstream_reply(ask(NAME), rcode="SERVFAIL"), TABLE, 371.1)
+    assert [(hit.rcode, hit.refresh) for hit in (cache.look(ask(NAME), now) for now in (371.2, 399.9))] == [(0, False)] * 2
+    cache.put(ask(NAME), upstream_reply(ask(NAME), rcode="SERVFAIL"), TABLE, 400.0)
+    assert cache.look(ask(NAME), 400.5).rcode == 2
+    put(cache, NAME, 400.6)
+    assert cache.look(ask(NAME), 400.7).rcode == 0
+
+
 def test_readers_may_answer_until_there_is_more_to_decide():
     entry = next(iter(filled([A]).entries.values()))
     assert (entry.stored, entry.usable_until, entry.expires) == (100.0, 370.0, 400.0)
