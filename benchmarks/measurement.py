@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -30,8 +31,8 @@ from benchmarks.server import Server, running
 
 WARM_UP = 0.6
 """Seconds of load before the first round: caches fill, heaps grow, Python specialises its bytecode."""
-PRELOAD = 0.15
-"""Seconds of load before each run."""
+PRELOADS = (0.15, 0.4, 1.0, 3.0)
+"""Seconds of load before each run: the first will do, unless more must be asked."""
 CALM_RATE = 1000
 """Queries a second of the calm runs: what most clusters run at."""
 HALF_SHARE = 0.5
@@ -126,7 +127,7 @@ class Measurement:
     def _running(
         self, contender: Contender, binary: Path, scenario: Scenario, core: int, upstream_port: int
     ) -> Iterator[Server]:
-        folder = self._folder / f"{scenario.name}-{contender.key.replace(' ', '-')}"
+        folder = self._folder / re.sub(r"[^a-z0-9]+", "-", f"{scenario.name} {contender.key}")
         with running(contender, binary, scenario, folder, core, upstream_port) as server:
             yield server
 
@@ -193,7 +194,7 @@ class Measurement:
         """One run, kept as a sample unless it is the warm-up (round 0); a server that fails it is out from then on."""
         try:
             if number:
-                self._preload(entry, kind, rate)
+                self._preload(entry)
             sample = self._sample(entry, self.generator, kind, number, rate)
         except BenchError as problem:
             entries.remove(entry)
@@ -205,8 +206,13 @@ class Measurement:
         if number:
             self.samples.append(sample)
 
-    def _preload(self, entry: Entry, kind: str, rate: int) -> None:
-        self._send(entry, self.generator, kind, PRELOAD, rate)
+    def _preload(self, entry: Entry) -> None:
+        """A moment of load; where caches answer, a longer one until everything was asked."""
+        scenario = entry.scenario
+        wanted = len(scenario.asked or scenario.addresses) if scenario.cached else 0
+        for seconds in PRELOADS:
+            if self._send(entry, self.generator, SATURATED, seconds, 0).answered >= wanted:
+                return
 
     def _send(self, entry: Entry, generator: Generator, kind: str, seconds: float, rate: int) -> Load:
         port, queries, shape = entry.server.site.port, self._queries(entry.scenario), entry.scenario.shape

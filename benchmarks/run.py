@@ -82,7 +82,7 @@ def software() -> dict[str, str]:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=7, help="saturated rounds (default 7, at least 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="saturated rounds (default 5, at least 1)")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one run (default 1.5)")
     parser.add_argument("--quick", action="store_true", help="one short round: a look, not a measurement")
     parser.add_argument(

@@ -693,7 +693,6 @@ def run_with(monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...],
     monkeypatch.setattr(run, "CONTENDERS", contenders)
     monkeypatch.setattr(run, "UPSTREAMS", (Small("upstream"),))
     monkeypatch.setattr(measurement, "WARM_UP", 0.05)
-    monkeypatch.setattr(measurement, "PRELOAD", 0.02)
     return run.main(["--rounds", "1", "--seconds", "0.1", *arguments])
 
 

@@ -49,7 +49,8 @@ CONTENDERS: tuple[Contender, ...] = (
     *_ours("tcp"),
     *(one("tcp") for one in (Knot, Nsd, Unbound, DnsdistCache, CoreDnsCache)),
     CoreDnsAlone("chain"),
-    Chain("chain"),
+    Chain("chain", cache=True),
+    Chain("chain", cache=False),
 )
 UPSTREAMS: tuple[Contender, ...] = tuple(one("upstream") for one in (Knot, Nsd, Unbound))
 """What may stand behind those that forward, the fastest first: the same configuration, on the load's core."""

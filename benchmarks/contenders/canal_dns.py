@@ -189,13 +189,12 @@ class Chain(CanalDns):
     program = COREDNS
     children = "canal-dns"
 
-    def __init__(self, scenario: str) -> None:
-        super().__init__(scenario, NATIVE)
-        self.key = "coredns + canal-dns"
+    def __init__(self, scenario: str, *, cache: bool) -> None:
+        super().__init__(scenario, NATIVE, cache=cache)
+        self.key = "coredns + canal-dns" if cache else "coredns + canal-dns uncached"
         self.environment = {**self.environment, "GOMAXPROCS": "1"}
-        self.note = (
-            "CoreDNS as above with the stub block of Layout B, canal-dns behind it; what is not bound passes CoreDNS twice"
-        )
+        again = "is asked of CoreDNS again, once for all until the cache forgets" if cache else "passes CoreDNS twice"
+        self.note = f"CoreDNS with the stub block of Layout B, canal-dns behind it; what is not bound {again}"
 
     def commands(self, site: Site) -> dict[str, list[str]]:
         port = site.third_port
