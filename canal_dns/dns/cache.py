@@ -23,7 +23,7 @@ from canal_dns.dns.encoder import Body
 from canal_dns.dns.records import ANSWER, AUTHORITY, Record, Scan, scan
 from canal_dns.dns.relay import fit, relay
 from canal_dns.dns.scrub import mentioned
-from canal_dns.dns.sieve import NOWHERE, Sieve
+from canal_dns.dns.sieve import Sieve
 from canal_dns.dns.table import MAX_TTL, AnswerTable
 from canal_dns.dns.wire import AA, AD, CD, HEADER, MAX_STREAM, RD, TC, Failure, Query, opt_record, reply_flags
 
@@ -45,14 +45,16 @@ ROOM = 2048
 NAMES = 64
 """Bound or bindable names that a reply may mention; one that mentions more is not kept."""
 OVERHEAD, NAME_OVERHEAD = 600, 340
-"""Octets that an entry takes, and each name that it mentions, besides their own: measured with tracemalloc."""
+"""Octets that an entry takes, and each name that it mentions, besides their own: a little more than tracemalloc says."""
 
 _CACHED = frozenset({Rcode.NOERROR, Rcode.SERVFAIL, Rcode.NXDOMAIN})
 _KIND = [bytes([kind]) for kind in range(4)]
 _IN_FORMER_LIFE = 2
 """A mark for the sieve alone: the answer was asked for, but not since it was fetched last."""
 
+_head = Struct(">HHHHHH")
 _counts = Struct(">HHH")
+_offset = Struct("<H")
 _ttl = Struct(">I")
 
 
@@ -160,42 +162,38 @@ class AnswerCache:
         if flags & 15 == Rcode.SERVFAIL and self._answers(key_of(query), now):
             return
         # The most that any client could get of it: what one of less gets is made of that.
-        widest = query._replace(id=0, flags=query.flags & CD | AD, payload=None, limit=MAX_STREAM)
+        _, asked, question, name, qtype, qclass, _, do, _ = query
+        widest = Query(0, asked & CD | AD, question, name, qtype, qclass, None, do, MAX_STREAM)
         wire = relay(widest, reply, table).wire
         if type(wire) is Failure:
             return
         original = scan(reply)
         assert original is not None  # noqa: S101 - for the type checker: match_reply() has scanned it
         names = mentioned(query, original)
-        start = HEADER + len(query.question)
-        found = original if reply.startswith(wire[start:], start) and reply[6:10] == wire[6:10] else scan(wire)
+        start, end = HEADER + len(question), len(wire)
+        body, counts = wire[start:], wire[6:12]
+        found = original if reply.startswith(body, start) and reply[6:10] == counts[:4] else scan(wire)
         if found is None or len(names) > NAMES:
             return
-        body = wire[start:]
-        end = len(wire)
         records = [record for record in found.records if record.end <= end]
-        life = _life(query, found, records, wire[3] & 15)
-        if life <= 0:
+        rcode = wire[3] & 15
+        life = _life(qtype, found, records, rcode)
+        key = key_of(query)
+        offsets = b"".join([_offset.pack(record.data - 6 - start) for record in records])
+        cost = _cost(key, body, offsets, names)
+        if life <= 0 or cost > self.room:
             return
-        arcount = int.from_bytes(wire[10:12])
-        offsets = b"".join([(record.data - 6 - start).to_bytes(2, "little") for record in records])
+        arcount = counts[4] << 8 | counts[5]
+        additional = records[-arcount].start - start if arcount else len(body)
         expires = now + life
-        failure = wire[3] & 15 == Rcode.SERVFAIL
-        self._keep(
-            key_of(query),
-            Entry(
-                slot=NOWHERE,
-                stored=now,
-                usable_until=expires if failure else expires - life * REFRESH,
-                expires=expires,
-                flags=int.from_bytes(wire[2:4]) & (AA | AD | 15),
-                counts=wire[6:12],
-                body=body,
-                offsets=offsets,
-                additional=records[-arcount].start - start if arcount else len(body),
-                names=names,
-            ),
-        )
+        usable_until = expires if rcode == Rcode.SERVFAIL else expires - life * REFRESH
+        flags = (wire[2] << 8 | wire[3]) & (AA | AD | 15)
+        slot = self._place(key, names, cost)
+        entry = Entry(slot, now, usable_until, expires, flags, counts, body, offsets, additional, names)
+        self.denials += _denies(entry)
+        self.entries[key] = entry
+        while self.octets > self.room:
+            self._evict()
 
     def purge(self, names: Iterable[bytes]) -> None:
         """Forget every reply that asks for one of these names (lower-cased, in wire form) or says something of it."""
@@ -211,34 +209,30 @@ class AnswerCache:
         self._sieve.clear()
         self.octets = self.denials = 0
 
-    def _keep(self, key: bytes, entry: Entry) -> None:
-        cost = _cost(key, entry)
+    def _place(self, key: bytes, names: frozenset[bytes], cost: int) -> int:
+        """The slot of an entry, which the caller writes; all the books but `entries` and `denials` have it already."""
         former = self.entries.get(key)
-        if former is not None and former.names == entry.names:
+        if former is not None and former.names == names:
             # In the same place: that it is fetched again and again makes an entry neither young nor popular.
             slot = former.slot
             if self.visited[slot]:
                 self.visited[slot] = _IN_FORMER_LIFE
-            self.octets += cost - _cost(key, former)
-            self.denials += _denies(entry) - _denies(former)
-            self.entries[key] = entry._replace(slot=slot)
-            while self.octets > self.room:
-                self._evict()
-            return
+            self.octets += cost - _cost(key, former.body, former.offsets, names)
+            self.denials -= _denies(former)
+            return slot
         if former is not None:
             self._drop(key)
-        while self.entries and (len(self.entries) >= self._sieve.size or self.octets + cost > self.room):
+        elif len(self.entries) == self._sieve.size:
             self._evict()
         slot = self._sieve.take()
         if slot == len(self._keys):
             self._keys.append(key)
         else:
             self._keys[slot] = key
-        for name in entry.names:
+        for name in names:
             self._index.setdefault(name, set()).add(key)
         self.octets += cost
-        self.denials += _denies(entry)
-        self.entries[key] = entry._replace(slot=slot)
+        return slot
 
     def _answers(self, key: bytes, now: float) -> bool:
         """True while there is more to say than that it failed: who fetches anew before the end may fail, and loses nothing."""
@@ -258,28 +252,39 @@ class AnswerCache:
             keys.discard(key)
             if not keys:
                 del self._index[name]
-        self.octets -= _cost(key, entry)
+        self.octets -= _cost(key, entry.body, entry.offsets, entry.names)
         self.denials -= _denies(entry)
 
 
-def _cost(key: bytes, entry: Entry) -> int:
-    names = sum(map(len, entry.names)) + NAME_OVERHEAD * len(entry.names)
-    return OVERHEAD + len(key) + len(entry.body) + len(entry.offsets) + names
+def _cost(key: bytes, body: bytes, offsets: bytes, names: frozenset[bytes]) -> int:
+    of_names = sum(map(len, names)) + NAME_OVERHEAD * len(names)
+    return OVERHEAD + len(key) + len(body) + len(offsets) + of_names
 
 
 def _denies(entry: Entry) -> bool:
     return entry.flags & 15 != 0 or entry.counts[:2] == b"\0\0"
 
 
-def _life(query: Query, found: Scan, records: list[Record], rcode: int) -> float:
+def _life(qtype: int, found: Scan, records: list[Record], rcode: int) -> float:
     """Seconds for which a reply may be kept; not above 0: not at all."""
     if rcode == Rcode.SERVFAIL:
         return FAILURE
-    lowest = min([record.ttl if record.ttl <= MAX_TTL else 0 for record in records], default=0)
-    answers = [record for record in records if record.section == ANSWER]
-    soa = next((record for record in records if record.section == AUTHORITY and record.rtype == Type.SOA), None)
-    if rcode == Rcode.NOERROR and answers and (soa is None or any(record.rtype == query.qtype for record in answers)):
-        return min(lowest, LONGEST)
+    lowest = LONGEST
+    answered = complete = False
+    soa = None
+    for record in records:
+        ttl = record.ttl
+        if ttl < lowest:
+            lowest = ttl
+        elif ttl > MAX_TTL:
+            return 0
+        if record.section == ANSWER:
+            answered = True
+            complete = complete or record.rtype == qtype
+        elif record.rtype == Type.SOA and record.section == AUTHORITY and soa is None:
+            soa = record
+    if rcode == Rcode.NOERROR and answered and (complete or soa is None):
+        return lowest
     if soa is None:
         return 0
     minimum = int.from_bytes(found.packet[soa.end - 4 : soa.end])
@@ -288,12 +293,16 @@ def _life(query: Query, found: Scan, records: list[Record], rcode: int) -> float
 
 def _aged(entry: Entry, age: int) -> bytes:
     """The body with every TTL less by `age` seconds. None is: the smallest of them is longer than the life of the entry."""
+    body, offsets = entry.body, entry.offsets
     if age <= 0:
-        return entry.body
-    body = bytearray(entry.body)
+        return body
+    if len(offsets) == 2:
+        at = offsets[0] | offsets[1] << 8
+        return body[:at] + (int.from_bytes(body[at : at + 4]) - age).to_bytes(4) + body[at + 4 :]
+    aged = bytearray(body)
     for at in _offsets(entry):
-        _ttl.pack_into(body, at, max(_ttl.unpack_from(body, at)[0] - age, 0))
-    return bytes(body)
+        _ttl.pack_into(aged, at, _ttl.unpack_from(aged, at)[0] - age)
+    return bytes(aged)
 
 
 def _with_ttl(entry: Entry, ttl: int) -> bytes:
@@ -310,8 +319,11 @@ def _offsets(entry: Entry) -> list[int]:
 
 def _reply(query: Query, entry: Entry, body: bytes) -> bytes | None:
     flags = reply_flags(query) | entry.flags & (AA | 15)
-    if query.ad or query.do:
-        flags |= entry.flags & AD
+    if entry.flags & AD and (query.ad or query.do):
+        flags |= AD
     opt = b"" if query.payload is None else opt_record(do=query.do)
     answers, authorities, additionals = _counts.unpack(entry.counts)
+    if HEADER + len(query.question) + len(body) + len(opt) <= query.limit:
+        head = _head.pack(query.id, flags, 1, answers, authorities, additionals + (1 if opt else 0))
+        return b"".join((head, query.question, body, opt))
     return fit(query, flags, Body((answers, authorities, additionals), body, entry.additional), opt)

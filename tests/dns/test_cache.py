@@ -294,7 +294,7 @@ def check_books(cache):
     }
     assert len({entry.slot for entry in entries.values()}) == len(entries) == len(cache._sieve)
     assert all(cache._keys[entry.slot] == key for key, entry in entries.items())
-    assert cache.octets == sum(module._cost(key, entry) for key, entry in entries.items())
+    assert cache.octets == sum(module._cost(key, entry.body, entry.offsets, entry.names) for key, entry in entries.items())
     assert cache.denials == sum(map(module._denies, entries.values()))
 
 
