@@ -195,7 +195,8 @@ class PacketService:
             self._forwarder.reconfigure(settings.forward)
         if settings.access != old.access:
             self._gate = self._intake.gate = Gate(settings.access, self._exempt)
-        if settings.cache != old.cache:
+        if settings.cache != old.cache or settings.forward.upstreams != old.forward.upstreams:
+            # Others are asked from now on: what the former ones said may be why.
             self._count_evictions()
             self._evicted = 0
             self._cache = self._intake.cache = self._forwarder.cache = _cache_of(settings)

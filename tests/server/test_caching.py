@@ -151,7 +151,7 @@ async def test_its_size_is_changed_while_it_answers():
 
 async def test_what_other_upstreams_said_is_forgotten_with_them():
     def wrong(one: Ask) -> None:
-        one.reply(record(data=bytes([192, 0, 2, 9])))
+        one.reply(record("192.0.2.9"))
 
     async with serving(wrong, cache=ON) as running, Scripted(true) as right:
         assert (await ask(running.endpoint, query(NAME)))[-1] == 9
