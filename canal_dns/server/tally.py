@@ -44,6 +44,8 @@ ABOVE = tuple(sorted(member for member in Type if member > 255))
 
 _PLACE = {int(qtype): REQUESTS_ABOVE + 2 * place for place, qtype in enumerate(ABOVE)}
 _SECOND = 1_000_000_000
+_NOEXEC_SEAL = 0x0008
+"""MFD_NOEXEC_SEAL, Linux's number: the os module has no name for it."""
 
 
 class Tally:
@@ -104,9 +106,18 @@ class Tally:
 @contextlib.contextmanager
 def memory() -> Iterator[int]:
     """The descriptor of an array of zeros, for another process to inherit; closed at the end. Raises OSError."""
-    descriptor = os.memfd_create("canal-dns-tally")
+    descriptor = _memory_file()
     try:
         os.ftruncate(descriptor, 8 * SIZE)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _memory_file() -> int:
+    """A node that allows no executable memory files (sysctl vm.memfd_noexec=2) wants to be told that this is none; kernels
+    before 6.3 do not know the flag."""
+    try:
+        return os.memfd_create("canal-dns-tally", os.MFD_CLOEXEC | _NOEXEC_SEAL)
+    except OSError:
+        return os.memfd_create("canal-dns-tally", os.MFD_CLOEXEC)

@@ -106,3 +106,18 @@ os.kill(os.getpid(), signal.SIGKILL)
         os.fstat(descriptor)
     assert done.returncode == -9
     assert counted(mine)["canal_dns_requests_total"] == {("tcp", "A"): 1000}
+
+
+@pytest.mark.parametrize("refused", [lambda flags: not flags & 8, lambda flags: flags & 8], ids=["noexec=2", "old kernel"])
+def test_there_is_memory_whatever_the_kernel_wants_to_be_told(refused, monkeypatch):
+    create = os.memfd_create
+
+    def picky(name, flags=os.MFD_CLOEXEC):
+        if refused(flags):
+            raise OSError(13 if flags & 8 == 0 else 22, "refused")
+        return create(name)
+
+    monkeypatch.setattr(tally.os, "memfd_create", picky)
+    with tally.memory() as descriptor:
+        assert not os.get_inheritable(descriptor)
+        Tally(descriptor).request(1, stream=False)
