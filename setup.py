@@ -12,8 +12,8 @@ import warnings
 
 from setuptools import Extension, setup
 
-MODULES = ("canal_dns.server._batch_c",)
-HEADERS = ["canal_dns/server/_packets.h", "canal_dns/server/_lookahead.h"]
+MODULES = ("canal_dns.server._batch_c", "canal_dns.server._forward_c")
+HEADERS = ["canal_dns/server/_packets.h", "canal_dns/server/_lookahead.h", "canal_dns/server/_forward.h"]
 STRICT = os.environ.get("CANAL_DNS_STRICT") == "1"
 FLAGS = ["-O3", "-g0"]
 if STRICT:

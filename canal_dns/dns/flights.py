@@ -20,6 +20,8 @@ CHANNEL_LIFE = 10.0
 """Seconds a channel takes new queries; CoreDNS's `expire`. A long-lived source port to a ClusterIP can become a black hole."""
 CHANNEL_QUERIES = 1000
 """Queries a channel takes in its life: an off-path attacker has to find a new port after them."""
+IDS = 1 << 16
+"""Query IDs that there are."""
 
 Key: TypeAlias = tuple[bytes, int, int, int, bool]
 """Lower-cased name, type, class, RD and CD, DO as sent upstream. Nothing else of a client splits a flight (CVE-2025-5994)."""
@@ -46,7 +48,7 @@ class Ignored(Enum):
 class Channel:
     """One upstream socket, as the book-keeping sees it. The shell adds the socket."""
 
-    __slots__ = ("connected", "expires", "flights", "mismatches", "retired", "stream", "upstream", "waiting")
+    __slots__ = ("connected", "expires", "flights", "left", "mismatches", "retired", "spent", "stream", "upstream", "waiting")
 
     def __init__(self, upstream: Upstream, now: float, *, stream: bool) -> None:
         self.upstream = upstream
@@ -55,8 +57,12 @@ class Channel:
         self.connected = not stream
         """A stream: it was, at some time, and with a server that speaks DNS."""
         self.expires = inf if stream else now + CHANNEL_LIFE
-        self.flights: dict[int, Flight | None] = {}
-        """By ID; None: answered or given up, kept so that the ID is not used again here."""
+        self.flights: dict[int, Flight] = {}
+        """Those that wait here, by ID."""
+        self.left = 0
+        """Queries that left here, ever."""
+        self.spent = bytearray(IDS // 8)
+        """A bit for each ID that one of them had: it is not used again here."""
         self.waiting = 0
         """Flights that still wait here; a retired channel without them is to be closed."""
         self.mismatches = 0
@@ -65,11 +71,11 @@ class Channel:
 
     def usable(self, now: float) -> bool:
         """True if a new query may leave here."""
-        return not self.retired and len(self.flights) < CHANNEL_QUERIES and now < self.expires
+        return not self.retired and self.left < CHANNEL_QUERIES and now < self.expires
 
     def waiters(self) -> list[Flight]:
         """The flights that wait here."""
-        return [flight for flight in self.flights.values() if flight is not None]
+        return list(self.flights.values())
 
 
 class Flight:

@@ -139,14 +139,17 @@ class Inflight:
 
     def assign(self, flight: Flight, channel: Channel) -> int:
         """Let the flight wait on this channel too, and draw the ID under which its question leaves there."""
-        flights = channel.flights
+        spent = channel.spent
         while True:
             if not self._ids:
                 self._ids = list(memoryview(self._randomness(_IDS)).cast("H"))
             ident = self._ids.pop()
-            if ident not in flights:
+            bit = 1 << (ident & 7)
+            if not spent[ident >> 3] & bit:
                 break
-        flights[ident] = flight
+        spent[ident >> 3] |= bit
+        channel.flights[ident] = flight
+        channel.left += 1
         channel.waiting += 1
         flight.slots.append((channel, ident))
         return ident
@@ -162,7 +165,7 @@ class Inflight:
         ident = packet[0] << 8 | packet[1]
         flight = channel.flights.get(ident)
         if flight is None:
-            if ident in channel.flights:
+            if channel.spent[ident >> 3] & 1 << (ident & 7):
                 return Ignored.UNEXPECTED
             self._mismatched(channel)
             return Mismatch.ID
@@ -350,7 +353,7 @@ class Inflight:
         """Wait no longer on this channel."""
         slot = next(slot for slot in flight.slots if slot[0] is channel)
         flight.slots.remove(slot)
-        channel.flights[slot[1]] = None
+        del channel.flights[slot[1]]
         channel.waiting -= 1
         flight.streaming -= channel.stream
 
@@ -363,7 +366,7 @@ class Inflight:
     def _finish(self, flight: Flight) -> None:
         flight.done = True
         for channel, ident in flight.slots:
-            channel.flights[ident] = None
+            del channel.flights[ident]
             channel.waiting -= 1
         if flight.probe:
             self._probes.pop(flight.upstream, None)

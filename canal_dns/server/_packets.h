@@ -165,7 +165,7 @@ struct slots {
     uint8_t packet[SLOTS][PACKET];
 };
 
-static void slots_prepare(struct slots *slots)
+static inline void slots_prepare(struct slots *slots)
 {
     slots->receive = recvmmsg;
     slots->send = sendmmsg;
@@ -178,7 +178,7 @@ static void slots_prepare(struct slots *slots)
 }
 
 /* The call that the kernel, or a sandbox, does not let us make, with errno; NULL: both can be made. */
-static const char *slots_refused(const struct slots *slots)
+static inline const char *slots_refused(const struct slots *slots)
 {
     if (slots->receive(-1, NULL, 0, 0, NULL) != -1 || errno != EBADF)
         return "recvmmsg";
@@ -202,7 +202,7 @@ static inline uint32_t clear_interface(union control *control, size_t size)
 }
 
 /* Datagrams received, or -1 with errno. */
-static int slots_receive(struct slots *slots, int descriptor, int most)
+static inline int slots_receive(struct slots *slots, int descriptor, int most)
 {
     int count = slots->receive(descriptor, slots->in, (unsigned)(most < SLOTS ? most : SLOTS), MSG_DONTWAIT, NULL);
     for (int slot = 0; slot < count; slot++) {

@@ -16,19 +16,30 @@ import os
 import time
 from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING, TypeAlias
 
+from canal_dns.dns.access import Gate
 from canal_dns.dns.cache import AnswerCache
-from canal_dns.dns.flights import Done, Flight, Overdue, Rejection, ReplyTo, Send
+from canal_dns.dns.flights import Done, Flight, Ignored, Overdue, Rejection, ReplyTo, Send
 from canal_dns.dns.inflight import Inflight
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Query, servfail, upstream_query
+from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, servfail, upstream_query
 from canal_dns.metrics import Counters
+from canal_dns.server.forwarding import QUICK
+from canal_dns.server.hits import Miss
+from canal_dns.server.sockets import Control, Peer, UdpSocket
 from canal_dns.server.upstream_series import SeriesOf
 from canal_dns.server.upstream_tcp import TcpChannel, TcpChannels
 from canal_dns.server.upstream_udp import UdpChannel, UdpChannels
 from canal_dns.settings import ForwardSettings, Sentinel
+
+if TYPE_CHECKING:
+    from canal_dns.server._forward_c import Quick
+
+Answer: TypeAlias = Callable[[Peer, Control, float, bytes | None], None]
+"""How a listener is given a reply: whose query it answers, by which way it came and when, and the reply, or None for none."""
 
 PACKETS = 16
 """Datagrams read from one socket at one event, while others wait on it: then the rest of the process has its turn."""
@@ -76,7 +87,12 @@ class Forwarder:
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
         self._series = SeriesOf(counters)
+        self.counters = counters
+        self._quick: Quick | None = None
         self._udp = UdpChannels(self._on_readable, self._series)
+        if QUICK is not None:
+            self._quick = QUICK(self, self._inflight, self._udp, self._upstreams, cell)
+            self._udp.readable = self._quick.receive
         self._tcp = TcpChannels(self._on_message, self._on_lost, self._series)
         self._timer: asyncio.TimerHandle | None = None
         self._wake = inf
@@ -119,6 +135,15 @@ class Forwarder:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
             self._rejected[(flight.value,)] += 1
             reply_to(self._stale(query, exempt, now) or servfail(query, _EDE[flight]))
+
+    def take(
+        self, misses: list[Miss], sock: UdpSocket, answer: Answer, gate: Gate, words: memoryview, now: float
+    ) -> list[Miss]:
+        """Have those answered that need no decision; give back the rest, for `decide` and `submit`.
+
+        `words`: where requests, and replies to them, are counted (server/tally); `answer`: for what Python has to end.
+        """
+        return misses if self._quick is None else self._quick.take(misses, sock, answer, gate, words, now)
 
     def refresh(self, query: Query) -> None:
         """Ask again what a client has just been told from the cache: the reply is for the cache alone."""
@@ -256,15 +281,14 @@ class Forwarder:
 
     def _receive(self, channel: UdpChannel | TcpChannel, packet: bytes, now: float) -> None:
         flight = self._inflight.received(channel, packet)
-        if type(flight) is Flight:
+        if isinstance(flight, (Mismatch, Ignored)):
+            self._ignored[(flight.value,)] += 1
+        else:
             series = channel.series
             self._responses[series.rcodes[packet[3] & 15]] += 1
             series.duration.observe(now - flight.sent)
             if flight.done:
                 self._deliver(flight, now)
-        else:
-            assert not isinstance(flight, Flight)  # noqa: S101 - for the type checker
-            self._ignored[(flight.value,)] += 1
 
     def _refused(self, channel: UdpChannel, now: float) -> None:
         self._failures[(channel.upstream.text, "refused")] += 1
@@ -282,6 +306,10 @@ class Forwarder:
                 reply_to(wire)
             except Exception:
                 _log.exception("a reply could not be handed over")
+        self._delivered(flight, now)
+
+    def _delivered(self, flight: Flight, now: float) -> None:
+        """All who waited have been told."""
         if self.cache is not None and flight.reply is not None:
             self._remember(self.cache, flight, flight.reply, now)
         if self._emptied is not None and not len(self._inflight) and not self._emptied.done():

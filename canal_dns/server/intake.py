@@ -19,7 +19,10 @@ from canal_dns.dns.table import AnswerTable, TableCell
 from canal_dns.dns.wire import Ede, Failure, Query, rcode_text, servfail
 from canal_dns.metrics import Counters
 from canal_dns.server import tally
+from canal_dns.server.forwarder import Answer
+from canal_dns.server.hits import Miss
 from canal_dns.server.querylog import QueryLog
+from canal_dns.server.sockets import UdpSocket
 from canal_dns.server.tally import Tally
 
 _PLACES = {source: tally.SOURCES.index(source.value) for source in Source}
@@ -39,6 +42,11 @@ class Upstream(Protocol):
 
         `exempt`: as if nothing were bound.
         """
+
+    def take(
+        self, misses: list[Miss], sock: UdpSocket, answer: Answer, gate: Gate, words: memoryview, now: float
+    ) -> list[Miss]:
+        """Take what needs no decision; give back the rest."""
 
     def refresh(self, query: Query) -> None:
         """Have a query asked for the cache alone."""
@@ -87,6 +95,12 @@ class Intake:
         if self.query_log is not None:
             self.query_log.record(packet, "tcp" if stream else "udp", host, port, _outcome(verdict), now)
         return verdict
+
+    def forwarded(self, misses: list[Miss], sock: UdpSocket, answer: Answer, now: float) -> list[Miss]:
+        """Datagrams that the table did not answer, without those that the forwarder took as they are: count nothing of them."""
+        if self.query_log is not None:
+            return misses
+        return self._forwarder.take(misses, sock, answer, self.gate, self.tally.words, now)
 
     def failed(self, now: float) -> None:
         """Count a packet on which we failed, and log the present exception at most once a second."""

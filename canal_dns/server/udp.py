@@ -55,7 +55,8 @@ class UdpListener:
         now = _clock()
         intake = self._intake
         words, counters = intake.tally.words, intake.counters
-        for miss in drain(self._sock, intake.quick, intake.cache, intake.gate, BUDGET, words, counters, now):
+        misses = drain(self._sock, intake.quick, intake.cache, intake.gate, BUDGET, words, counters, now)
+        for miss in intake.forwarded(misses, self._sock, self._answer, now) if misses else ():
             try:
                 self._handle(miss, now)
             except Exception:

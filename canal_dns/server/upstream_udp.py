@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from canal_dns.dns.flights import Channel
+from canal_dns.dns.flights import CHANNEL_QUERIES, Channel
 from canal_dns.dns.upstreams import Upstream
 from canal_dns.server.upstream_series import Series, SeriesOf
 from canal_dns.settings import Endpoint
@@ -64,7 +64,7 @@ class UdpChannels:
     def __init__(self, readable: Callable[[UdpChannel], None], series: SeriesOf) -> None:
         """`readable(channel)` is called when a socket has something."""
         self._loop = asyncio.get_running_loop()
-        self._readable = readable
+        self.readable = readable
         self._series = series
         self.own: dict[Address, UdpChannel] = {}
         """The open sockets by their local addresses: the kernel gives each a port that no other has."""
@@ -109,6 +109,15 @@ class UdpChannels:
         self._burst_left = BURST - 1
         self._burst_until = now + BURST_TIME
         return channel
+
+    def take_some(self, upstream: Upstream, now: float, most: int) -> tuple[UdpChannel, int]:
+        """As `take`, for up to `most` queries that leave now: a channel, and for how many. Raises OSError."""
+        channel = self.take(upstream, now)
+        more = 0
+        if channel is self._burst:
+            more = min(self._burst_left, most - 1, CHANNEL_QUERIES - 1 - channel.left)
+            self._burst_left -= more
+        return channel, 1 + more
 
     def single(self, upstream: Upstream, now: float) -> UdpChannel:
         """A channel for one query only: a probe must not share the fate of an old socket. Raises OSError."""
@@ -157,7 +166,7 @@ class UdpChannels:
     def _open(self, upstream: Upstream, now: float) -> UdpChannel:
         channel = UdpChannel(upstream, self._series[upstream], now)
         self.own[channel.local] = channel
-        self._loop.add_reader(channel.sock.fileno(), self._readable, channel)
+        self._loop.add_reader(channel.sock.fileno(), self.readable, channel)
         return channel
 
     def _leave(self, channel: UdpChannel) -> None:
