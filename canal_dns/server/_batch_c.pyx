@@ -339,9 +339,10 @@ cdef int send(int descriptor, int ready, words, counters, double now) except -1:
 cdef Client *sender(int slot) except NULL:
     """Who sent a datagram."""
     cdef uint8_t address[20]
-    cdef uint64_t *words = <uint64_t *>address
+    cdef uint64_t words[2]
     cdef Client *client
     slot_client(&batch, slot, address)
+    memcpy(words, address, sizeof(words))
     client = &clients[((words[0] ^ words[1] << 7) * 0x9E3779B97F4A7C15ULL) >> 52]
     if client.host is NULL or memcmp(client.address, address, sizeof(address)) != 0:
         v6 = slot_is_v6(&batch, slot)
