@@ -191,7 +191,7 @@ class Chain(CanalDns):
 
     def __init__(self, scenario: str, *, cache: bool) -> None:
         super().__init__(scenario, NATIVE, cache=cache)
-        self.key = "coredns + canal-dns" if cache else "coredns + canal-dns uncached"
+        self.key = "+ canal-dns" if cache else "+ canal-dns uncached"
         self.environment = {**self.environment, "GOMAXPROCS": "1"}
         again = "is asked of CoreDNS again, once for all until the cache forgets" if cache else "passes CoreDNS twice"
         self.note = f"CoreDNS with the stub block of Layout B, canal-dns behind it; what is not bound {again}"
