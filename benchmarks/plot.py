@@ -106,9 +106,7 @@ def sizes(results: Results) -> str:
 
 
 def _colour(key: str) -> str:
-    kind = (
-        "ours" if key == OURS else "also ours" if OURS in key else "coredns" if key.startswith("coredns") else "other"
-    )
+    kind = "ours" if key == OURS else "also ours" if OURS in key else "coredns" if key.startswith("coredns") else "other"
     return _COLOURS[kind]
 
 
