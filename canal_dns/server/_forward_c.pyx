@@ -256,6 +256,22 @@ cdef class Quick:
 
     def take(self, list misses, sock, answer, gate, words, double now):
         """Forward what is usual. Gives back the rest, in order."""
+        inflight = self.inflight
+        if self.cell.current is None or self.upstreams.first is None:
+            return misses
+        asks.count = self.waiting = 0
+        try:
+            return self.sift(misses, sock, answer, gate, words, now)
+        finally:
+            # Whatever went wrong: those who wait are in the book, and are to be told.
+            if self.waiting:
+                inflight.waiting += self.waiting
+                if now + inflight.first_try < self.forwarder._wake:
+                    self.forwarder._arm(now)
+            if inflight.orders:
+                self.forwarder._obey(now)
+
+    cdef list sift(self, list misses, sock, answer, gate, words, double now):
         cdef list left = []
         cdef object table = self.cell.current, upstream = self.upstreams.first
         cdef object inflight = self.inflight, cache = self.forwarder.cache
@@ -271,15 +287,12 @@ cdef class Quick:
         cdef query asked
         cdef PyObject *entry
         cdef Flight flight
-        if table is None or upstream is None:
-            return misses
         if words is not self.held:
             self.words, self.held = words, words
         bound = table.names
         if cache is not None:
             entries = cache.entries
         room = inflight._max_waiting - inflight.waiting
-        self.waiting = 0
         for place in range(total):
             miss = <tuple>misses[place]
             packet, peer = <bytes>miss[0], <tuple>miss[1]
@@ -340,12 +353,6 @@ cdef class Quick:
             self.waiting += 1
             self.words[REQUESTS + asked.qtype] += 1
         self.depart(now)
-        if self.waiting:
-            inflight.waiting += self.waiting
-            if now + inflight.first_try < self.forwarder._wake:
-                self.forwarder._arm(now)
-        if inflight.orders:
-            self.forwarder._obey(now)
         return left
 
     cdef object enter(self, Flight flight):
@@ -403,7 +410,7 @@ cdef class Quick:
         self.bound = None if table is None else table.names
         self.discard_age = forwarder._discard_age
         self.told = forwarder.cache is not None or forwarder._emptied is not None
-        self.ended = self.waiting = 0
+        self.ended = self.waiting = answers.count = 0
         memset(self.responses, 0, sizeof(self.responses))
         waiting = channel.flights
         try:
