@@ -417,6 +417,7 @@ class Following(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)  # To make a failing walk short takes its time.
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # Now and then hypothesis writes down what it draws from.
 def test_following() -> None:
     Following.seen.clear()
     run_state_machine_as_test(
