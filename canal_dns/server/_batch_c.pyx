@@ -381,6 +381,7 @@ cdef int leave(int received, list misses) except -1:
 
 
 slots_prepare(&batch)
-assert RECEIVED == MAX_PACKET and last_bucket <= MOST_BUCKETS and sources <= MOST_SOURCES
+if RECEIVED != MAX_PACKET or last_bucket > MOST_BUCKETS or sources > MOST_SOURCES:
+    raise ImportError("it was built for another version of canal-dns")
 if slots_refused(&batch) is not NULL:
     raise ImportError(f"{slots_refused(&batch).decode()} cannot be called here: {os.strerror(errno)}")

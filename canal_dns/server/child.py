@@ -134,6 +134,9 @@ class _Worker:
         if self._unstarted is not None:
             waiting, self._unstarted = self._unstarted, None
             await self._start(*waiting)
+        if message.full:
+            # The control process is not ready before its workers are.
+            self._report(0)
 
     def _change(self, service: PacketService, message: Publish) -> None:
         try:

@@ -78,6 +78,8 @@ class _Slot:
         self.reported: asyncio.Future[None] | None = None
         self.lost = asyncio.Event()
         self.ready = False
+        self.generation = 0
+        """Of the table that it answers from, as it said last."""
         self.unwanted = asyncio.Event()
         self.stale = False
         """Something was not sent while the link was blocked; `since`: of the oldest delta among it."""
@@ -206,7 +208,9 @@ class WorkerPool:
         return merge((self._own, self._past, *(slot.counters() for slot in self._slots)))
 
     def healthy(self) -> bool:
-        return any(slot.ready for slot in self._slots)
+        # A worker that has been sent the first table forwards bound names until it has taken it in.
+        ready = [slot for slot in self._slots if slot.ready]
+        return bool(ready) and (not self._generation or all(slot.generation for slot in ready))
 
     async def stop(self) -> None:
         slots, self._slots = self._slots, []
@@ -278,6 +282,7 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         slot.lost.clear()
         slot.silent = 0.0
+        slot.generation = 0
         slot.stale, slot.since = False, None
         cause = ""
         try:
@@ -351,6 +356,7 @@ class WorkerPool:
     def _on_message(self, slot: _Slot, message: Message) -> None:
         slot.silent = 0.0
         if isinstance(message, Report):
+            slot.generation = message.generation
             if message.rows is not None:
                 slot.rows = message.rows
             if message.token and slot.reported is not None:

@@ -379,6 +379,19 @@ async def test_what_no_table_takes_reaches_no_worker() -> None:
         await converged(running.listeners[0])
 
 
+async def test_the_plane_is_not_healthy_before_every_worker_has_the_first_table() -> None:
+    async with pool(2, bound=False) as running:
+        assert running.healthy()
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGSTOP)
+        running.publish(BOUND, 1, 1, full=True)
+        await eventually(lambda: sum(slot.generation == 1 for slot in running._slots) == 1)
+        assert not running.healthy()
+        os.kill(victim, signal.SIGCONT)
+        await eventually(running.healthy)
+        assert {is_vip(reply) for reply in await answers(running.listeners[0], 100)} == {True}
+
+
 async def test_a_slow_worker_gets_one_full_table_instead_of_all_deltas() -> None:
     many = {names.from_text(f"s{number}.shop.svc.cluster.local"): Addresses((VIP,), (), 5) for number in range(2000)}
     async with pool(1) as running:
