@@ -113,6 +113,8 @@ class Forwarder:
         self._prefetches = counters["canal_dns_cache_prefetch_total"]
         self._served_stale = counters["canal_dns_cache_served_stale_total"]
         self._told: dict[Upstream, bool] = {}
+        self._changed_at = -inf
+        """When the upstreams became others: what was asked before is not for the cache, which began anew."""
         self.reconfigure(settings)
 
     def submit(self, query: Query, client: str, reply_to: ReplyTo, exempt: bool = False) -> None:
@@ -175,7 +177,11 @@ class Forwarder:
             max_waiting=settings.max_outstanding,
             max_per_client=settings.max_outstanding_per_client,
         )
-        for upstream in self._upstreams.replace(settings.upstreams):
+        before = tuple(self._upstreams)
+        gone = self._upstreams.replace(settings.upstreams)
+        if tuple(self._upstreams) != before:
+            self._changed_at = _clock()
+        for upstream in gone:
             self._udp.drop(upstream)
             self._tcp.drop(upstream)
             self._up.pop((upstream.text,), None)
@@ -310,7 +316,7 @@ class Forwarder:
 
     def _delivered(self, flight: Flight, now: float) -> None:
         """All who waited have been told."""
-        if self.cache is not None and flight.reply is not None:
+        if self.cache is not None and flight.reply is not None and flight.started >= self._changed_at:
             self._remember(self.cache, flight, flight.reply, now)
         if self._emptied is not None and not len(self._inflight) and not self._emptied.done():
             self._emptied.set_result(None)

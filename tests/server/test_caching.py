@@ -163,6 +163,18 @@ async def test_what_other_upstreams_said_is_forgotten_with_them():
         assert (await ask(running.endpoint, query(NAME)))[-1] == 1
 
 
+async def test_what_they_say_too_late_is_not_kept():
+    held: list[Ask] = []
+    async with serving(held.append, cache=ON) as running, Scripted(true) as right:
+        waiting = asyncio.create_task(ask(running.endpoint, query(NAME)))
+        await eventually(lambda: held)
+        forward = dataclasses.replace(running.settings.forward, upstreams=(right.endpoint,))
+        await running.service.reconfigure(dataclasses.replace(running.settings, forward=forward))
+        held[0].reply(record("192.0.2.9"))
+        assert (await waiting)[-1] == 9
+        assert (await ask(running.endpoint, query(NAME)))[-1] == 1
+
+
 async def test_what_is_asked_for_all_the_time_is_fetched_before_it_expires():
     async with serving(brief, cache=ON) as running:
         began = time.monotonic()
