@@ -118,7 +118,7 @@ METRICS = (
     Metric("canal_dns_config_reloads_total", _COUNTER, "Reloads of the configuration, by result.", ("result",)),
     Metric("canal_dns_config_last_reload_success_timestamp_seconds", _GAUGE, "When the configuration was loaded last."),
     Metric("canal_dns_ready", _GAUGE, "1 while /ready says 200."),
-    Metric("canal_dns_build_info", _GAUGE, "1, with what runs here.", ("version", "python", "loop", "batch")),
+    Metric("canal_dns_build_info", _GAUGE, "1, with what runs here.", ("version", "python", "loop", "batch", "forwarding")),
 )
 
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}

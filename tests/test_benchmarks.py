@@ -127,7 +127,7 @@ def test_canal_dns_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with running(right, Path(sys.executable), small, tmp_path / "right", 0, free_port()) as started:
         assert set(started.usage().cpu) == set(started.resident_kib()) == {"control", "workers"}
     with (
-        pytest.raises(BenchError, match="its packet loop is 'pure', not 'native'"),
+        pytest.raises(BenchError, match="its batch is 'pure', not 'native'"),
         running(wrong, Path(sys.executable), small, tmp_path / "wrong", 0, free_port()),
     ):
         pass

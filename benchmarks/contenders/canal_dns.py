@@ -177,10 +177,12 @@ snapshot: {{path: "{saved or ""}"}}
     def verify(self, site: Site) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{site.second_port}/metrics", timeout=10) as response:
             text = response.read().decode()
-        found = re.search(r'^canal_dns_build_info\{[^}]*batch="(\w+)"', text, re.MULTILINE)
-        runs = found.group(1) if found else "?"
-        if runs != self._filling:
-            raise BenchError(f"its packet loop is {runs!r}, not {self._filling!r}")
+        forwarding = self._filling if self._filling == NATIVE else "pure"
+        for part, wanted in (("batch", self._filling), ("forwarding", forwarding)):
+            found = re.search(rf'^canal_dns_build_info\{{[^}}]*{part}="(\w+)"', text, re.MULTILINE)
+            runs = found.group(1) if found else "?"
+            if runs != wanted:
+                raise BenchError(f"its {part} is {runs!r}, not {wanted!r}")
 
 
 class Chain(CanalDns):

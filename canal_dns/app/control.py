@@ -29,7 +29,7 @@ from canal_dns.app.logs import Logs
 from canal_dns.errors import CanalError, ConfigError
 from canal_dns.kube.files import Signature
 from canal_dns.metrics import Counters, merge
-from canal_dns.server import batch
+from canal_dns.server import batch, forwarding
 from canal_dns.server.service import DataPlane, PacketService, stop_time
 from canal_dns.server.workers import WorkerPool
 from canal_dns.settings import Endpoint, LogFormat, LogSettings, Settings
@@ -306,13 +306,14 @@ class Control:
         own = self.counters
         self.bindings.observe(own)
         own["canal_dns_ready"][()] = int(not self.not_ready())
-        versions = (__version__, platform.python_version(), loop.NAME, batch.IMPLEMENTATION)
+        versions = (__version__, platform.python_version(), loop.NAME, batch.IMPLEMENTATION, forwarding.IMPLEMENTATION)
         own["canal_dns_build_info"][versions] = 1
         return merge((own, await self.plane.counters()))
 
     def _announce_listening(self) -> None:
         self._announce(
-            f"canal-dns {__version__}, Python {platform.python_version()}, {loop.NAME}, batch {batch.IMPLEMENTATION}"
+            f"canal-dns {__version__}, Python {platform.python_version()}, {loop.NAME}, "
+            f"batch {batch.IMPLEMENTATION}, forwarding {forwarding.IMPLEMENTATION}"
         )
         for address in self.plane.listeners:
             self._announce(f"listening on {address}, UDP and TCP")

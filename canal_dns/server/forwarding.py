@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from canal_dns.server._forward_c import Quick
 
-__all__ = ["QUICK", "REASON"]
+__all__ = ["IMPLEMENTATION", "QUICK", "REASON"]
 
 QUICK: type[Quick] | None
+IMPLEMENTATION: str
+"""Which filling runs: a label of `canal_dns_build_info`."""
 REASON: str
 """Why it is there or not, in words."""
 
@@ -24,6 +26,6 @@ try:
         raise ImportError("CANAL_DNS_NO_EXTENSIONS forbids it")
     from canal_dns.server import _forward_c
 
-    QUICK, REASON = _forward_c.Quick, "the extension is built"
+    QUICK, IMPLEMENTATION, REASON = _forward_c.Quick, "native", "the extension is built"
 except ImportError as _problem:
-    QUICK, REASON = None, str(_problem)
+    QUICK, IMPLEMENTATION, REASON = None, "pure", str(_problem)
