@@ -18,7 +18,7 @@ from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, SIZED
 
 _WIDTH = 860
-_LEFT = 150
+_LEFT = 172
 """Room for the names."""
 _SIZES_LEFT = 60
 _RIGHT = 130
