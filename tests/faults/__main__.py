@@ -1,0 +1,76 @@
+"""`python -m tests.faults [ROW ...] [--long] [--write]`: every fault of the bench against a real canal-dns, one line per row.
+
+Rules of this file:
+- all of it runs in a network namespace of its own: whatever is sent, floods and forgeries among it, stays on its loopback;
+- exit status: 0 all demands were met, 1 one was missed or could not be measured, 2 bad use;
+- `--write` keeps the figures (results.json), from which docs/reliability.md is rendered; only a run of all rows may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from tests.e2e.namespace import ForbiddenError, command
+from tests.faults.bench import run
+from tests.faults.rows import IDS, NotRunError, Row, chosen
+from tests.figures import MET, MISSED, NOT_RUN, Figure, write
+
+RESULTS = Path(__file__).with_name("results.json")
+LIMIT, LONG_LIMIT = 120.0, 1200.0
+"""Seconds that one row may take."""
+_INSIDE = "CANAL_DNS_FAULTS_INSIDE"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="canal-dns under every fault of the bench")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="U1 ... U22, K1 ... K15, P1 ... P21; default: all")
+    parser.add_argument("--long", action="store_true", help="the figures at full length: about an hour")
+    parser.add_argument("--write", action="store_true", help="keep the figures for docs/reliability.md")
+    wanted = parser.parse_args(arguments)
+    if unknown := [ident for ident in wanted.rows if ident not in IDS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are U1 to U22, K1 to K15 and P1 to P21")
+    if wanted.write and wanted.rows:
+        parser.error("--write is for a run of all rows")
+    if not os.environ.get(_INSIDE):
+        try:
+            prefix = command()
+        except ForbiddenError as problem:
+            print(f"the fault bench cannot run: {problem}", file=sys.stderr)
+            return 1
+        inner = [*prefix, sys.executable, "-m", "tests.faults", *arguments]
+        return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
+    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    figures = [one(row, long=wanted.long) for row in chosen(wanted.rows)]
+    missed = sum(figure.result != MET for figure in figures)
+    print(f"{len(figures) - missed} met, {missed} not")
+    if wanted.write:
+        write(RESULTS, figures, form="long" if wanted.long else "short")
+    return 1 if missed else 0
+
+
+def one(row: Row, *, long: bool) -> Figure:
+    """Measure a row, print its lines, and give its figure."""
+    began = time.monotonic()
+    try:
+        outcome = asyncio.run(run(row, long=long, limit=LONG_LIMIT if long else LIMIT))
+        result, measured = (MET if outcome.met else MISSED), outcome.measured
+    except NotRunError as problem:
+        result, measured = NOT_RUN, str(problem)
+    except Exception as problem:
+        traceback.print_exc()
+        result, measured = MISSED, f"could not be measured: {type(problem).__name__}: {problem}"
+    figure = Figure(row.id, row.fault, row.demand, measured, result, round(time.monotonic() - began, 1))
+    print(figure, flush=True)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

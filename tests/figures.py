@@ -1,0 +1,56 @@
+"""Figures of the long runs (faults, soak, fuzzing), kept as JSON beside them: docs/reliability.md is rendered from them.
+
+Rules of this file:
+- one form for all: rows of what was done, what is demanded, what was measured, and whether that is met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from canal_dns import __version__
+
+MET, MISSED, NOT_RUN = "met", "missed", "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row. `id` may be empty; `result`: MET, MISSED or NOT_RUN; `seconds`: how long it took."""
+
+    id: str
+    what: str
+    demand: str
+    measured: str
+    result: str
+    seconds: float
+
+    def __str__(self) -> str:
+        head = f"{self.id:4}{self.result:8}{self.what}"
+        return f"{head}\n    demanded: {self.demand}\n    measured: {self.measured}  [{self.seconds:.0f} s]"
+
+
+def write(path: Path, figures: Sequence[Figure], *, form: str) -> None:
+    """Keep them; `form`: how the run was started ("long", "600 s")."""
+    machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()}
+    told = {
+        "date": date.today().isoformat(),
+        "version": __version__,
+        "form": form,
+        "machine": machine,
+        "figures": [dataclasses.asdict(figure) for figure in figures],
+    }
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def read(path: Path) -> tuple[dict[str, object], list[Figure]]:
+    """What `write` kept: everything beside the figures, and the figures. Raises FileNotFoundError."""
+    told = json.loads(path.read_text())
+    figures = [Figure(**row) for row in told.pop("figures")]
+    return told, figures
