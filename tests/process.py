@@ -33,13 +33,14 @@ def wait_for(condition, seconds=20.0, what="the condition"):
 class Process:
     """`canal-dns ARGUMENTS` with its output collected line by line."""
 
-    def __init__(self, *arguments, cwd=None):
+    def __init__(self, *arguments, cwd=None, environment=None):
+        """`environment`: variables over those of this process."""
         self.lines = []
         self.errors = []
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "canal_dns", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )  # fmt: skip
         self._readers = [
             threading.Thread(target=self._read, args=(self.popen.stdout, self.lines), daemon=True),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Server(Process):
     """`canal-dns serve`, with the demo's manifests where no source is named. Call `ready` before anything else."""
 
-    def __init__(self, folder: Path, upstreams: list[Endpoint], **different: Any) -> None:
-        """`different`: keys of the configuration file, over those of the bench."""
+    def __init__(
+        self, folder: Path, upstreams: list[Endpoint], *, environment: Mapping[str, str] | None = None, **different: Any
+    ) -> None:
+        """`environment`: variables over those of this process; `different`: keys of the configuration file, over those of the
+        bench."""
         self.config = folder / "canal-dns.yaml"
         self.settings: dict[str, Any] = {
             "listen": ["127.0.0.1:0"],
@@ -43,7 +47,7 @@ class Server(Process):
             **different,
         }
         self.write(self.settings)
-        super().__init__("serve", "-c", str(self.config))
+        super().__init__("serve", "-c", str(self.config), environment=environment)
 
     def write(self, settings: dict[str, Any] | str) -> None:
         """Put another configuration in place, in one step; a text is written as it is."""
