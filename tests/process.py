@@ -33,12 +33,12 @@ def wait_for(condition, seconds=20.0, what="the condition"):
 class Process:
     """`canal-dns ARGUMENTS` with its output collected line by line."""
 
-    def __init__(self, *arguments, cwd=None, environment=None):
-        """`environment`: variables over those of this process."""
+    def __init__(self, *arguments, cwd=None, environment=None, prefix=()):
+        """`environment`: variables over those of this process. `prefix`: a command that this one takes the place of."""
         self.lines = []
         self.errors = []
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "canal_dns", *arguments],
+            [*prefix, sys.executable, "-m", "canal_dns", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )  # fmt: skip
@@ -98,10 +98,10 @@ class Process:
 class Server(Process):
     """`canal-dns serve` on free ports, ready for questions."""
 
-    def __init__(self, *arguments, manifests=DEMO, upstream="127.0.0.1:9", workers="0", cwd=None):
+    def __init__(self, *arguments, manifests=DEMO, upstream="127.0.0.1:9", workers="0", cwd=None, prefix=()):
         super().__init__(
             "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", workers,
-            "--manifests", str(manifests), "--upstream", upstream, *arguments, cwd=cwd,
+            "--manifests", str(manifests), "--upstream", upstream, *arguments, cwd=cwd, prefix=prefix,
         )  # fmt: skip
 
     @property
