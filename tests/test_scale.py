@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from benchmarks import readme
+from benchmarks.scale import __main__ as scale
 from benchmarks.scale import content, fill, render
 from benchmarks.scale.content import Size
 from benchmarks.scale.noise import _number
@@ -92,3 +93,9 @@ def test_the_report_is_that_of_the_committed_measurement() -> None:
     assert (render.HERE / "SCALE.md").read_text() == render.report(stored)
     written = readme.FILE.read_text()
     assert written == readme.filled(written, "scale", render.summary(stored)), "run python -m benchmarks.scale.render"
+
+
+def test_the_command_that_is_told_names_no_folder_of_this_machine() -> None:
+    told = scale.repetition(scale._options(["--keep", "/srv/x", "--services", "400", "--virtual-services", "100", "--quick"]))
+    assert told == "python -m benchmarks.scale --services 400 --virtual-services 100 --quick"
+    assert scale.repetition(scale._options(["--output", "/srv/y"])) == "python -m benchmarks.scale"
