@@ -16,12 +16,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from canal_dns.settings import Endpoint
 from tests.faults.rows import Outcome, Row
 from tests.faults.server import Server
 from tests.server.scripted import Script, Scripted, true
+
+T = TypeVar("T")
 
 MEMORY = 16 << 20
 """Octets of growth that a scenario leaves behind at most: what a process takes once, at its first load, is well below."""
@@ -51,6 +53,10 @@ class Bench:
     async def upstream(self, script: Script = true, **different: Any) -> Scripted:
         """A scripted upstream, started; `different` as for Scripted."""
         return await self._undo.enter_async_context(Scripted(script, **different))
+
+    async def enter(self, context: contextlib.AbstractAsyncContextManager[T]) -> T:
+        """Enter a context that is left when the scenario is over."""
+        return await self._undo.enter_async_context(context)
 
     async def server(
         self, *upstreams: Endpoint | Scripted, ready: bool = True, watched: bool = True, growth: int = MEMORY, **different: Any

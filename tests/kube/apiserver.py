@@ -15,7 +15,7 @@ every change has a version of its own. What goes wrong is scripted:
     server.versions["networking.istio.io"] = ["v1beta1"]                    # others: 404
     server.bearer = "new"                                                    # anybody else: 401
     server.gzip, server.drip = True, (1000, 0.001)                          # how bodies travel
-    for watch in server.watches("services"): watch.error(410); watch.cut(); watch.reset(); watch.mute(); watch.send(b"x\n")
+    for watch in server.watches("services"): watch.error(410); watch.cut(); watch.reset(); watch.mute(); watch.vanish()
     await server.stop(); await server.start()                               # same port, everything kept
     server.forget()                                                         # history gone, as after a long time away
     server.rewind(5)                                                        # an older backup was restored: versions go back
@@ -29,10 +29,12 @@ import asyncio
 import base64
 import contextlib
 import copy
+import ctypes
 import gzip
 import json
 import ssl
 import struct
+import time
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -97,6 +99,8 @@ class Request:
     version: str
     port: int
     """The client's: requests of one connection have the same."""
+    at: float = field(default_factory=time.monotonic)
+    """When it was read."""
 
     @property
     def verb(self) -> str:
@@ -165,6 +169,17 @@ class Watch:
     def mute(self) -> None:
         """Silence: the connection stays, nothing is sent any more."""
         self.muted = True
+
+    def unmute(self) -> None:
+        """Go on; what was to be said meanwhile is lost."""
+        self.muted = False
+
+    def vanish(self) -> None:
+        """The other side is unplugged: whatever the client sends is dropped unseen, and nothing comes from here any more."""
+        self.mute()
+        drop_everything = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one instruction: BPF_RET, 0 octets
+        program = struct.pack("HP", 1, ctypes.addressof(drop_everything))
+        self.writer.get_extra_info("socket").setsockopt(1, 26, program)  # SOL_SOCKET, SO_ATTACH_FILTER
 
     def end(self) -> None:
         """The end that a watch comes to after timeoutSeconds."""

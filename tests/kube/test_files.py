@@ -13,6 +13,7 @@ from canal_dns.errors import ManifestError
 from canal_dns.kube import files
 from canal_dns.kube.files import ManifestSource
 from canal_dns.mesh.view import View
+from tests.kube.garbage import anything
 
 
 class World:
@@ -302,53 +303,12 @@ def test_a_big_object_is_read(folder, world):
 
 def test_ten_thousand_random_objects_raise_nothing(folder, world):
     chance = random.Random(7)
-    (folder / "a.json").write_text(json.dumps({"kind": "List", "items": [_anything(chance) for _ in range(10_000)]}))
+    (folder / "a.json").write_text(json.dumps({"kind": "List", "items": [anything(chance) for _ in range(10_000)]}))
     source = ManifestSource(folder, world)
     source.load()
     assert source.broken == ()
     assert source.skips, "some of these were not understood"
     assert sum(source.counts.values()) > 0, "and some were"
-
-
-KINDS = ("Service", "EndpointSlice", "Pod", "Namespace", "Gateway", "VirtualService", "DestinationRule", "Secret")
-ODD = (
-    None, True, 0, -1, 2**70, 1.5, "", "a", "A.b", "x" * 300, "ü", "\n", "\ud800", "*", "10.96.0.1", "10.0.0.0/8",
-    "::ffff:1.2.3.4", "0.0.0.0", "fd00::1", "None", "shop", "web", "web.shop.svc.cluster.local", "true", [], {},
-)  # fmt: skip
-FIELDS = (
-    "metadata", "spec", "name", "namespace", "labels", "annotations", "creationTimestamp", "uid", "clusterIP", "clusterIPs",
-    "type", "ports", "port", "number", "protocol", "targetPort", "selector", "externalName", "hosts", "gateways", "exportTo",
-    "http", "tcp", "tls", "route", "match", "destination", "host", "subset", "weight", "servers", "subsets", "endpoints",
-    "conditions", "ready", "addresses", "canal-dns.io/bind", "canal-dns.io/ttl", "canal-dns.io/allow-from", "uri", "prefix",
-    "delegate", "status", "phase",
-)  # fmt: skip
-
-
-def _value(chance, depth=0):
-    pick = chance.random()
-    if depth > 4 or pick < 0.4:
-        return chance.choice(ODD)
-    if pick < 0.6:
-        return [_value(chance, depth + 1) for _ in range(chance.randrange(3))]
-    return {chance.choice(FIELDS): _value(chance, depth + 1) for _ in range(chance.randrange(4))}
-
-
-def _anything(chance):
-    raw = {"kind": chance.choice(KINDS), "apiVersion": chance.choice(("v1", "networking.istio.io/v1", "x", 7, None))}
-    for key in chance.sample(("metadata", "spec", "endpoints", "status", "items"), chance.randrange(4)):
-        raw[key] = _value(chance)
-    if chance.random() < 0.7:
-        raw["metadata"] = {
-            "name": chance.choice(("web", "api", *ODD)),
-            "namespace": chance.choice(("shop", *ODD)),
-            **_map(chance),
-        }
-    return raw
-
-
-def _map(chance):
-    value = _value(chance)
-    return value if isinstance(value, dict) else {}
 
 
 # --- what is watched ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from canal_dns.kube.reflector import Outcome, Reflector
 from canal_dns.mesh.records import Skip
 from canal_dns.mesh.resources import parse
 from tests.kube.apiserver import TOO_LARGE, Body, Hang, Refuse, Reset, status
+from tests.kube.garbage import LINES
 from tests.kube.world import QUICK, World, world
 from tests.mesh import builders as make
 
@@ -414,30 +415,7 @@ async def test_an_etcd_that_cannot_do_bookmarks(w):
     assert "allowWatchBookmarks" not in w.server.asked("services", "watch")[1].query
 
 
-GARBAGE = [
-    b"garbage\n",
-    b"[1, 2]\n",
-    b'"text"\n',
-    b"null\n",
-    b"{}\n",
-    b'{"type": 5, "object": {}}\n',
-    b'{"type": "ADDED"}\n',
-    b'{"type": "ADDED", "object": null}\n',
-    b'{"type": "ADDED", "object": 7}\n',
-    b'{"type": "DELETED", "object": {"kind": "Service", "metadata": {}}}\n',
-    b'{"type": "DELETED", "object": {"kind": "Secret", "metadata": {"name": "a", "namespace": "default"}}}\n',
-    b'{"type": "BOOKMARK", "object": []}\n',
-    b'{"type": "ADDED", "object": {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "a"}}}\n',
-    b'{"type": "ADDED", "object": {"kind": "Service", "apiVersion": "v1", "metadata": {"name": ""}}}\n',
-    b'{"type": "INVENTED", "object": {"kind": "Service"}}\n',
-    b'{"type": "ADDED", "object": {"kind": "Service", "metadata": {"name": "\xff\xfe"}}}\n',
-    b"[" * 100_000 + b"\n",
-    b'{"type": "ADDED", "object": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}\n",
-    b"\n\n\n",
-]
-
-
-@pytest.mark.parametrize("line", GARBAGE, ids=lambda line: repr(line[:60]))
+@pytest.mark.parametrize("line", LINES, ids=lambda line: repr(line[:60]))
 async def test_lines_that_say_nothing_are_skipped(w, line):
     """K7: no task dies, no watch ends, nothing is taken away."""
     put(w, "a")
