@@ -1,0 +1,62 @@
+"""`python -m tests.soak [--seconds 600] [--write]`: a real canal-dns at 70 % of its peak while everything around it goes wrong.
+
+Rules of this file:
+- all of it runs in a network namespace of its own;
+- exit status: 0 all demands were met, 1 one was missed or could not be measured, 2 bad use;
+- `--write` keeps the figures (results.json), from which docs/reliability.md is rendered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.errors import BenchError
+from tests.e2e.namespace import ForbiddenError, command
+from tests.figures import MET, write
+from tests.soak.load import LoadError
+from tests.soak.soak import soak
+
+RESULTS = Path(__file__).with_name("results.json")
+SHORTEST = 30.0
+"""Seconds: in less not everything has happened twice."""
+_INSIDE = "CANAL_DNS_SOAK_INSIDE"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="canal-dns under load, disturbed all the time")
+    parser.add_argument("--seconds", type=float, default=600.0, help=f"of load, {SHORTEST:g} at least; default: %(default)g")
+    parser.add_argument("--write", action="store_true", help="keep the figures for docs/reliability.md")
+    wanted = parser.parse_args(arguments)
+    if wanted.seconds < SHORTEST:
+        parser.error(f"--seconds is {SHORTEST:g} at least")
+    if not os.environ.get(_INSIDE):
+        try:
+            prefix = command()
+        except ForbiddenError as problem:
+            print(f"the soak cannot run: {problem}", file=sys.stderr)
+            return 1
+        inner = [*prefix, sys.executable, "-m", "tests.soak", *arguments]
+        return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
+    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    try:
+        figures = asyncio.run(soak(wanted.seconds))
+    except (LoadError, BenchError) as problem:
+        print(f"the soak cannot run: {problem}", file=sys.stderr)
+        return 1
+    for figure in figures:
+        print(figure)
+    missed = sum(figure.result != MET for figure in figures)
+    print(f"{len(figures) - missed} met, {missed} not")
+    if wanted.write:
+        write(RESULTS, figures, form=f"{wanted.seconds:g} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

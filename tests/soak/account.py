@@ -1,0 +1,158 @@
+"""The account of a soak: one figure for each demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.figures import MET, MISSED, Figure
+from tests.soak.disturbances import Disturbances
+from tests.soak.history import WINDOW, History
+from tests.soak.judge import Verdict
+from tests.soak.load import Load
+from tests.soak.recorder import Recorder
+
+LOST = 1e-4
+GROWTH = 0.05
+DESCRIPTORS = 8
+"""More open files, at most: sockets towards upstreams come and go."""
+BATCH = 64
+"""Replies that a worker may have sent and not yet counted when it is killed."""
+SLACK = 0.97
+"""Share of the rate that the load must have had: else it was another test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Everything that is known at the end. `peak`: replies a second; `peaks`: the loads that measured it; `ended`: the last
+    lines of a server that is not there any more."""
+
+    peak: float
+    load: Load
+    peaks: list[Load]
+    verdict: Verdict
+    history: History
+    disturbances: Disturbances
+    recorder: Recorder
+    ended: list[str]
+
+
+def figures(account: Account) -> list[Figure]:
+    seconds = account.load.seconds
+    told = (_load(account), _answers(account), _lost(account), _failed(account), *_flat(account), _sums(account), _all(account))
+    return [
+        Figure(f"S{number}", what, demand, measured, MET if met else MISSED, round(seconds, 1))
+        for number, (what, demand, measured, met) in enumerate(told, 1)
+    ]
+
+
+Row = tuple[str, str, str, bool]
+
+
+def _load(account: Account) -> Row:
+    load, wanted = account.load, 0.7 * account.peak
+    rate = load.sent / load.seconds
+    return (
+        "load: UDP over IPv4 and IPv6, 60 % bound names, two workers",
+        "70 % of the peak, from the start to the end",
+        f"peak {account.peak:,.0f}/s, load {rate:,.0f}/s: {load.sent:,} queries; {load.skipped:,} more did not leave in time",
+        rate >= SLACK * wanted,
+    )
+
+
+def _answers(account: Account) -> Row:
+    verdict, load = account.verdict, account.load
+    wrong = verdict.wrong + load.strays
+    examples = "".join(f"\n      {one}" for one in verdict.examples)
+    return (
+        "every answer is checked while bindings change",
+        f"0 wrong; for {WINDOW:g} s after a change the old answer is right too",
+        f"{load.answered:,} answers, {verdict.wrong:,} wrong, {load.strays:,} strays; {verdict.judged:,} to names that change "
+        f"({len(account.history):,} changes), the old answer at most {verdict.behind:.2f} s longer{examples}",
+        wrong == 0,
+    )
+
+
+def _lost(account: Account) -> Row:
+    verdict, load = account.verdict, account.load
+    with_workers = sum(verdict.lost_by_kill.values())
+    dropped = account.recorder.total("canal_dns_udp_receive_dropped_total")
+    at = "; ".join(f"{count} at {tenth / 10:.1f} s" for tenth, count in verdict.lost_at.most_common(5))
+    return (
+        "lost queries",
+        "<= 0.01 % beside what a killed worker held",
+        f"{verdict.lost:,} = {verdict.lost / load.sent:.4%}{f' ({at})' if at else ''}; with {len(account.disturbances.kills)} "
+        f"killed workers {with_workers:,}, {max(verdict.lost_by_kill.values(), default=0):,} at most with one; "
+        f"dropped by the kernel, a buffer being full: {dropped:,.0f}",
+        verdict.lost <= LOST * load.sent,
+    )
+
+
+def _failed(account: Account) -> Row:
+    verdict = account.verdict
+    return (
+        "one of two upstreams is down at any time, closed or silent",
+        "no SERVFAIL",
+        f"{verdict.failed:,} SERVFAIL, {account.disturbances.flaps} times down"
+        + "".join(f"\n      {one}" for one in verdict.failures),
+        verdict.failed == 0,
+    )
+
+
+def _flat(account: Account) -> Iterator[Row]:
+    (before, after), (control_before, control_after) = map(account.recorder.growth, ("memory", "control"))
+    yield (
+        "memory",
+        "flat after the warm-up: +5 % at most",
+        f"all processes {before / 2**20:.1f} -> {after / 2**20:.1f} MiB ({after / before - 1:+.1%}), the control process "
+        f"{control_before / 2**20:.1f} -> {control_after / 2**20:.1f} MiB ({control_after / control_before - 1:+.1%})",
+        after <= (1 + GROWTH) * before and control_after <= (1 + GROWTH) * control_before,
+    )
+    files_before, files_after = account.recorder.growth("descriptors")
+    yield (
+        "open files",
+        f"flat after the warm-up: {DESCRIPTORS} more at most",
+        f"{files_before:.0f} -> {files_after:.0f}",
+        files_after <= files_before + DESCRIPTORS,
+    )
+
+
+def _sums(account: Account) -> Row:
+    """Whatever was asked is in one of these counts: lost before it was read, dropped, lost with a worker, or answered."""
+    count, loads = account.recorder.total, (*account.peaks, account.load)
+    asked, answered = sum(one.sent for one in loads), sum(one.answered for one in loads)
+    requests, responses, by_origin = map(
+        count, ("canal_dns_requests_total", "canal_dns_responses_total", "canal_dns_answers_total")
+    )
+    dropped, durations = count("canal_dns_dropped_total"), count("canal_dns_request_duration_seconds_count")
+    uncounted = BATCH * len(account.disturbances.kills)
+    backwards = f"; went back: {', '.join(account.recorder.backwards[:3])}" if account.recorder.backwards else ""
+    return (
+        "counters, with those of killed workers",
+        "they add up, and never go back",
+        f"asked {asked:,}, received {requests:,.0f}, answered {responses:,.0f} by response code, {by_origin:,.0f} by origin, "
+        f"{durations:,.0f} by duration, dropped {dropped:,.0f}; clients have {answered:,} answers{backwards}",
+        by_origin == responses == durations
+        and asked >= requests >= responses + dropped
+        and abs(responses - answered) <= uncounted
+        and not account.recorder.backwards,
+    )
+
+
+def _all(account: Account) -> Row:
+    """What was done must have been noticed, and nothing else must have happened."""
+    done, recorder = account.disturbances, account.recorder
+    reloads = recorder.totals("canal_dns_config_reloads_total", "result")
+    deaths = recorder.totals("canal_dns_worker_restarts_total", "cause")
+    return (
+        "what happened",
+        "the server lives, its workers are back, and it noticed all of it",
+        f"{len(done.kills)} workers killed (restarts: {_said(deaths)}), API server restarted {done.restarts} times, "
+        f"configuration {done.good} times good and {done.bad} times bad (reloads: {_said(reloads)}), scraped "
+        f"{recorder.scrapes} times, {recorder.slowest * 1e3:.0f} ms at most{' / '.join(account.ended)}",
+        not account.ended and done.noticed(),
+    )
+
+
+def _said(totals: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in totals.items()) or "none"

@@ -1,0 +1,76 @@
+"""What the server says of itself during a soak, and what the kernel says of it: once a second, and looked through at the end.
+
+Rules of this file:
+- a figure is flat when its median over the last quarter is no more than over the second one: the first is warm-up;
+- a counter may never go back, whoever died meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+from tests.faults.server import Server
+
+_SERIES = re.compile(r"^(canal_dns_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    at: float
+    memory: int
+    """Octets, of all processes."""
+    control: int
+    """Octets, of the control process, which lives through it all."""
+    descriptors: int
+
+
+class Recorder:
+    def __init__(self, server: Server) -> None:
+        self.samples: list[Sample] = []
+        self.scrapes = 0
+        self.backwards: list[str] = []
+        """Counters that went back."""
+        self.slowest = 0.0
+        """Seconds of a scrape."""
+        self._server = server
+        self._last: dict[tuple[str, str], float] = {}
+
+    async def sample(self) -> None:
+        """Scrape and look. Raises OSError, AssertionError."""
+        began = time.monotonic()
+        status, text = await asyncio.to_thread(self._server.get, "/metrics")
+        assert status == 200, text
+        self.scrapes += 1
+        self.slowest = max(self.slowest, time.monotonic() - began)
+        fresh = {(name, labels): float(value) for name, labels, value in _SERIES.findall(text)}
+        for key, before in self._last.items():
+            if key[0].endswith(("_total", "_count", "_bucket")) and fresh.get(key, 0.0) < before:
+                self.backwards.append(f"{key[0]}{{{key[1]}}} {before:g} -> {fresh.get(key, 0.0):g}")
+        self._last = fresh
+        server = self._server
+        self.samples.append(Sample(began, server.memory(), server.memory([server.popen.pid]), server.descriptors()))
+
+    def totals(self, metric: str, label: str = "") -> dict[str, float]:
+        """Of the last scrape: the sums of a metric by one of its labels; without one all in one, under ""."""
+        found: dict[str, float] = defaultdict(float)
+        for (name, labels), value in self._last.items():
+            if name == metric:
+                found[dict(_LABEL.findall(labels)).get(label, "")] += value
+        return found
+
+    def total(self, metric: str) -> float:
+        return sum(self.totals(metric).values())
+
+    def growth(self, figure: str) -> tuple[float, float]:
+        """Medians of a figure of the samples: over the second quarter, and over the last one."""
+        first, last = self.samples[0].at, self.samples[-1].at
+        quarter = (last - first) / 4
+        early = [getattr(one, figure) for one in self.samples if quarter <= one.at - first < 2 * quarter]
+        late = [getattr(one, figure) for one in self.samples if one.at - first >= 3 * quarter]
+        return statistics.median(early), statistics.median(late)
