@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,12 @@ class Server(Process):
 
     def descriptors(self) -> int:
         """Open files of all its processes."""
-        return sum(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in self.pids)
+        return sum(map(open_files, self.pids))
 
-    def memory(self) -> int:
-        """Octets of RAM of its processes that are nobody else's: anonymous memory, which a leak would be."""
-        return sum(
-            int(found[1]) << 10 for pid in self.pids if (found := re.search(r"RssAnon:\s+(\d+)", _read(f"/proc/{pid}/status")))
-        )
+    def memory(self, pids: Iterable[int] = ()) -> int:
+        """Octets of RAM of its processes, or of these, that are nobody else's: anonymous memory, which a leak would be."""
+        texts = (_read(f"/proc/{pid}/status") for pid in pids or self.pids)
+        return sum(int(found[1]) << 10 for text in texts if (found := re.search(r"RssAnon:\s+(\d+)", text)))
 
     def cpu_seconds(self) -> float:
         """Of its present processes, since they began."""
@@ -142,6 +141,11 @@ class Server(Process):
             except OSError:
                 return False
         return reply[:2] == b"\xbe\xef" and reply[3] & 15 == 0 and expect in reply
+
+
+def open_files(pid: int) -> int:
+    """Descriptors of one process."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def _read(path: str) -> str:
