@@ -4,7 +4,7 @@
     async def silent(bench: Bench) -> Outcome: ...
 
 Rules of this file:
-- a scenario is one function per row, in a module named after its subject (`MODULES`); the order of rows is that of `IDS`;
+- a scenario is one function per row, in a module named after its subject (`SUBJECTS`); the order of rows is that of `IDS`;
 - a row ends as met, missed, or not run with the reason; none is left out in silence;
 - a scenario says what it measured in figures with units; `met` compares exactly these with the demand.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 IDS = tuple(f"{kind}{number}" for kind, most in (("U", 22), ("K", 15), ("P", 21)) for number in range(1, most + 1))
 """Every row there must be: faults of the upstreams, of the Kubernetes API, and of process, kernel and network."""
 
-MODULES = ("upstream_silence",)
-"""Of this package, with scenarios."""
+SUBJECTS = {"U": "upstream", "K": "apiserver", "P": "process"}
+"""What the names of a kind's modules begin with, and nothing else in this package."""
 
 
 class NotRunError(Exception):
@@ -66,7 +67,8 @@ def row(ident: str, fault: str, demand: str) -> Callable[[Scenario], Scenario]:
 
 def chosen(wanted: Iterable[str]) -> list[Row]:
     """These rows, or all if none is named, in order. Raises KeyError for a row without a scenario."""
-    for module in MODULES:
-        importlib.import_module(f"tests.faults.{module}")
     idents = list(wanted) or IDS
+    for subject in {SUBJECTS[ident[0]] for ident in idents}:
+        for module in sorted(Path(__file__).parent.glob(f"{subject}_*.py")):
+            importlib.import_module(f"tests.faults.{module.stem}")
     return [ROWS[ident] for ident in sorted(idents, key=IDS.index)]
