@@ -195,6 +195,9 @@ class Control:
         running.add_signal_handler(signal.SIGTERM, self._on_terminate)
         running.add_signal_handler(signal.SIGINT, self.stop)
         running.add_signal_handler(signal.SIGHUP, self._reload.set if self._daemon else self.stop)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            # They mean nothing here; their default would be the end, and workers inherit this from their first moment on.
+            signal.signal(number, signal.SIG_IGN)
 
     def _on_terminate(self) -> None:
         """The first one begins the lameduck, the second one ends it."""

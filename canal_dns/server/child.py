@@ -52,7 +52,7 @@ def run_worker(
 
     `tally`: the descriptor of the memory that the control process reads.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     _raise_descriptor_limit()
     counted = Tally(tally)

@@ -145,6 +145,17 @@ def test_sighup_and_a_changed_file_load_the_configuration(config):
         wait_for(lambda: 'canal_dns_config_reloads_total{result="ok"} 2.0' in server.get("/metrics")[1])
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_p16_signals_that_mean_nothing_change_nothing(workers):
+    with Server(workers=workers) as server:
+        server.ready()
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+            server.signal(number)
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: 'canal_dns_config_reloads_total{result="ok"} 1.0' in server.get("/metrics")[1])
+        assert server.ask(HELLO).answer
+
+
 def test_a_bad_configuration_is_refused_and_the_old_one_stays(config):
     with Configured(config(ttl=5)) as server:
         server.ready()

@@ -430,7 +430,7 @@ async def test_a_stop_is_not_prolonged_by_new_queries_and_nobody_is_killed(caplo
 async def test_signals_of_a_terminal_do_not_end_a_worker() -> None:
     async with pool(1) as running:
         (victim,) = pids(running)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(victim, number)
         await converged(running.listeners[0])
         assert pids(running) == [victim]
