@@ -59,15 +59,19 @@ class Stream:
         sockets: int = 16,
         patience: float = 2.5,
         host: str = "",
+        total: int = 0,
     ) -> None:
-        """`rate`: queries per second; `host`: the clients' own address."""
+        """`rate`: queries per second; `host`: the clients' own address; `total`: so many and no more (0: without end)."""
         self._endpoint = endpoint
         self._questions = itertools.cycle(questions)
         self._rate = rate
         self._sockets = sockets
         self._patience = patience
         self._host = host
+        self._total = total
         self.sent = self.right = self.wrong = self.failed = self.lost = self.strays = 0
+        self.truncated = 0
+        """Replies with TC=1, whatever else they are."""
         self.seconds: list[float] = []
         """Of every reply, in the order in which they came."""
         self.rcodes: dict[int, int] = {}
@@ -126,13 +130,19 @@ class Stream:
         for task in done:
             task.result()
 
+    async def finished(self) -> None:
+        """Wait until all of `total` are sent and nothing is open any more, or their patience is over."""
+        await self._sending
+        with contextlib.suppress(TimeoutError):
+            await eventually(lambda: not any(flights for _, flights in self._ends), self._patience)
+
     async def _send(self) -> None:
         ends = itertools.cycle(self._ends)
         began = time.monotonic()
         due = 0
-        while True:
+        while not self._total or due < self._total:
             now = time.monotonic()
-            while due < (now - began) * self._rate:
+            while due < (now - began) * self._rate and due != (self._total or -1):
                 due += 1
                 sock, flights = next(ends)
                 ident = next(self._ids)
@@ -170,6 +180,7 @@ class Stream:
 
     def _judge(self, question: Question, reply: bytes) -> None:
         rcode = reply[3] & 15
+        self.truncated += reply[2] >> 1 & 1
         self.rcodes[rcode] = self.rcodes.get(rcode, 0) + 1
         if rcode not in (NOERROR, NXDOMAIN):
             self.failed += 1

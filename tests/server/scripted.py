@@ -4,7 +4,7 @@
         settings = ForwardSettings(upstreams=(upstream.endpoint,))
 
 A script is called with each `Ask`, which has what came in and ways to answer it; a script that does nothing is silence.
-`upstream.asks` is the log of all that came in, probes apart (`upstream.probes`).
+`upstream.asks` is the log of all that came in, probes apart (`upstream.probes`, `upstream.loop_probes`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from canal_dns.settings import Endpoint
 
 TRUE = "192.0.2.1"
 FORGED = "6.6.6.6"
+_BUFFER = 4 << 20
+"""Octets of queries that may wait for the script."""
+_LOOP_PROBE = b"\x30canal-dns-loop-"
 _BADVERS_OPT = bytes.fromhex("00 0029 04d0 01 00 0000 0000")
 
 
@@ -118,6 +121,10 @@ class Ask:
         assert self.transport is not None
         self.transport.close()
 
+    def to_port(self, packet: bytes, port: int) -> None:
+        """Send from the address and port that were asked, to another port of the asker (UDP)."""
+        self.upstream.send(packet, ("127.0.0.1", port))
+
 
 Script = Callable[[Ask], None]
 
@@ -141,17 +148,29 @@ def by_name(scripts: Mapping[str, Script], otherwise: Script = true) -> Script:
 
 
 class Scripted:
-    """The upstream. `tcp=False`: connections are refused; `probes_answered=False`: health probes are not."""
+    """The upstream. `tcp=False`: connections are refused; `probes_answered=False`: health probes are not.
 
-    def __init__(self, script: Script = true, *, tcp: bool = True, probes_answered: bool = True, port: int = 0) -> None:
+    `keep=False`: what came in is counted, and not kept: for loads.
+    """
+
+    def __init__(
+        self, script: Script = true, *, tcp: bool = True, probes_answered: bool = True, port: int = 0, keep: bool = True
+    ) -> None:
         self.script = script
         self.probes_answered = probes_answered
         self.asks: list[Ask] = []
         self.probes = 0
+        self.loop_probes = 0
+        """Questions that find out whether an upstream leads back: no script is asked."""
+        self.received = 0
+        """All that came in, probes too."""
         self.connections = 0
+        self.closes_at_accept = False
+        """A connection is closed before anything was said."""
         self.open: set[asyncio.Transport] = set()
         self._with_tcp = tcp
         self._port = port
+        self._keep = keep
         self._counts: dict[tuple[bytes, bool], int] = {}
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
@@ -180,6 +199,7 @@ class Scripted:
         loop = asyncio.get_running_loop()
         for _ in range(20):
             self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), ("127.0.0.1", self._port))
+            self._udp.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             port = self._udp.get_extra_info("sockname")[1]
             if self._with_tcp:
                 try:
@@ -203,18 +223,30 @@ class Scripted:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
+    def send(self, packet: bytes, address: tuple[str, int]) -> None:
+        """A datagram to anybody."""
+        assert self._udp is not None
+        self._udp.sendto(packet, address)
+
     def asked(self, packet: bytes, port: int, write: Callable[[bytes], None], transport: asyncio.Transport | None) -> None:
+        self.received += 1
         if packet[12:17] == b"\0\0\2\0\1" and packet[-5:-4] == b"\1":
             self.probes += 1
             if self.probes_answered:
                 write(message(packet, tail=b"")[:10] + b"\0\1" + question_of(packet) + _BADVERS_OPT)
+            return
+        if packet[12:].startswith(_LOOP_PROBE):
+            self.loop_probes += 1
+            if self.probes_answered:
+                write(message(packet, rcode=3))
             return
         stream = transport is not None
         key = (question_of(packet).lower(), stream)
         number = self._counts.get(key, 0)
         self._counts[key] = number + 1
         ask = Ask(self, packet, port, stream, number, write, transport)
-        self.asks.append(ask)
+        if self._keep:
+            self.asks.append(ask)
         self.script(ask)
 
 
@@ -249,6 +281,8 @@ class _Stream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._upstream.connections += 1
         self._upstream.open.add(self._transport)
+        if self._upstream.closes_at_accept:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
