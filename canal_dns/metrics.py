@@ -45,6 +45,12 @@ METRICS = (
     Metric("canal_dns_answers_total", _COUNTER, "Replies sent, by origin: table, cache, upstream or local.", ("source",)),
     Metric("canal_dns_exempt_requests_total", _COUNTER, "Queries of gateway pods, forwarded as if nothing were bound."),
     Metric("canal_dns_dropped_total", _COUNTER, "Packets dropped without a reply, by reason.", ("reason",)),
+    Metric(
+        "canal_dns_truncated_total",
+        _COUNTER,
+        "Replies over UDP that only say to come by TCP: size, longer than this client may get; rate, above its limit.",
+        ("reason",),
+    ),
     Metric("canal_dns_request_duration_seconds", _HISTOGRAM, "Seconds from query to reply, by source.", ("source",)),
     Metric("canal_dns_send_errors_total", _COUNTER, "Replies that the kernel did not take, by error.", ("error",)),
     Metric("canal_dns_tcp_connections", _GAUGE, "Open client TCP connections."),

@@ -7,6 +7,7 @@ import pytest
 
 from canal_dns.errors import ConfigError
 from canal_dns.settings import (
+    AccessSettings,
     ClusterSettings,
     CrossNamespace,
     Endpoint,
@@ -76,8 +77,9 @@ def test_what_must_be_said_is_enough():
         ("forward.discard_age", 1.9),
         ("access.peers", ()),
         ("access.error_replies_per_second", 100),
-        ("access.rate_limit.per_second", 0),
+        ("access.rate_limit.per_second", 200),
         ("access.rate_limit.slip", 1),
+        ("access.rate_limit.exempt", AccessSettings().allow),
         ("cache.size", 10_000),
         ("cache.serve_stale", 0.0),
         ("health.admin", Endpoint("0.0.0.0", 8080)),
@@ -284,6 +286,9 @@ def test_offline_needs_no_upstreams():
     assert settings.forward.upstreams == ()
 
 
+PEERS = {"peers": ["10.244.0.0/16"]}
+
+
 @pytest.mark.parametrize(
     ("mapping", "text"),
     [
@@ -294,10 +299,15 @@ def test_offline_needs_no_upstreams():
         ({"upstreams": ["127.0.0.1:53"]}, None),
         ({"access": {}}, "access.peers: empty"),
         ({"access": {}, "upstreamSentinel": "none"}, None),
+        ({"access": PEERS | {"allow": ["10.0.0.0/8", "0.0.0.0/0"]}}, "access.allow: 0.0.0.0/0: over UDP 200 answers"),
+        ({"access": PEERS | {"allow": ["2001:db8::/56", "::1/128"]}}, "access.allow: 2001:db8::/56: over UDP 200 answers"),
+        ({"access": PEERS | {"allow": ["2001:db8::/56"], "rateLimit": {"exempt": ["2001:db8::/56"]}}}, None),
+        ({"access": PEERS | {"allow": ["0.0.0.0/0"], "rateLimit": {"perSecond": 0}}}, None),
+        ({"access": {"peers": ["2001:db8::/56"], "allow": ["10.1.0.0/16", "2001:db8:0:1::/64"]}}, None),
     ],
 )
 def test_what_is_hardly_meant_is_a_warning(mapping, text):
-    warnings = parse(MINIMAL | {"access": {"peers": ["10.244.0.0/16"]}} | mapping).warnings
+    warnings = parse(MINIMAL | {"access": PEERS} | mapping).warnings
     assert [text in warning for warning in warnings] == ([True] if text else [])
 
 

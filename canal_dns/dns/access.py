@@ -7,28 +7,31 @@ Rules of this file:
 - an exempt client is one for whom nothing is bound: a gateway pod, whose own look-ups must not lead back to it. A peer
   that is named by its very address is never exempt: others stand behind it. One that is only in a network of peers is, since
   that network is all pods, as a rule, gateway pods among them;
-- an IPv4-mapped address counts as the IPv4 address in it (RFC 4291 section 2.5.5.2), or an ACL could be walked around.
+- an IPv4-mapped address counts as the IPv4 address in it (RFC 4291 section 2.5.5.2), or an ACL could be walked around;
+- whose address may be forged is limited by the network that one forger cannot leave: /32, and /64 for IPv6, since whoever has
+  one address there has them all. Longer prefixes would give him 2^64 allowances, shorter ones make strangers share one.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
 
 from canal_dns.dns.ratelimit import PerSecond, TokenBuckets
 from canal_dns.settings import AccessSettings, Network
-
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DROPPED_PORTS = frozenset({0, 7, 13, 19, 37})
 """Source ports of services that answer anything (echo, daytime, chargen, time): a reply to them would never end."""
 LAST_DROPPED_PORT = max(DROPPED_PORTS)
 
 REMEMBERED = 65_536
-"""Client addresses, and prefixes with a bucket, that are remembered at most."""
+"""Client addresses, and prefixes with a bucket, that are remembered at most. A prefix is forgotten once so many others came
+after it: more packets than get here in a second, and after a second its bucket is full again: forging many gains nothing."""
+_PREFIX = 8
+"""Octets of an address that the limit goes by: all of IPv4's, the /64 of IPv6's."""
 
 
 class Verdict(Enum):
@@ -54,10 +57,16 @@ class Gate:
 
     def __init__(self, settings: AccessSettings, exempt: Iterable[str] = ()) -> None:
         self._settings = settings
+        limit = settings.rate_limit
+        self._allow = _Networks((*settings.allow, *settings.peers))
+        self._peers = _Networks(settings.peers)
+        self._named = frozenset(one.network_address.packed for one in settings.peers if one.num_addresses == 1)
+        self._unlimited = None if limit.per_second == 0 else _Networks((*limit.exempt, *settings.peers))
         self._exempt = _parsed(exempt)
         self._errors = PerSecond(settings.error_replies_per_second)
         self._buckets = TokenBuckets(settings.rate_limit.per_second, REMEMBERED)
         self._clients: dict[str, _Client] = {}
+        self._kinds: dict[_Client, _Client] = {}
         self.free: set[str] = set()
         """Addresses known to be allowed, without a limit and not exempt: for them, from a port above LAST_DROPPED_PORT, every
         check that comes before the table is passed. The packet loop looks here; decide() puts the addresses in. Nobody takes
@@ -77,6 +86,14 @@ class Gate:
             return Verdict.PASS
         slip = self._settings.rate_limit.slip
         return Verdict.SLIP if slip and refused % slip == 0 else Verdict.DROP
+
+    def is_limited(self, address: str) -> bool:
+        """True for a client with a limit: of its address nothing is known, over UDP it may be another's."""
+        return address not in self.free and self._client(address).prefix is not None
+
+    def group(self, address: str) -> str | bytes:
+        """What counts as one client where streams are counted: its prefix if it has a limit, else its address."""
+        return self._client(address).prefix or address
 
     def is_peer(self, address: str) -> bool:
         """True for a CoreDNS, behind which stand many clients: limits per client do not apply."""
@@ -113,30 +130,49 @@ class Gate:
         self.free = set()
 
     def _judge(self, address: str) -> _Client:
-        parsed = _parse(address)
-        if parsed is None:
-            return _Client(allowed=False, peer=False, prefix=None, exempt=False)
-        settings = self._settings
-        peer = _within(parsed, settings.peers)
-        limited = settings.rate_limit.per_second > 0 and not peer and not _within(parsed, settings.rate_limit.exempt)
-        prefix = parsed.packed[:8] if limited else None
-        allowed = peer or _within(parsed, settings.allow)
-        named = any(network.num_addresses == 1 and parsed in network for network in settings.peers)
-        return _Client(allowed=allowed, peer=peer, prefix=prefix, exempt=parsed in self._exempt and not named)
+        packed = _parse(address)
+        if packed is None or packed not in self._allow:
+            client = _Client(allowed=False, peer=False, prefix=None, exempt=packed in self._exempt)
+        else:
+            limited = self._unlimited is not None and packed not in self._unlimited
+            client = _Client(
+                allowed=True,
+                peer=packed in self._peers,
+                prefix=packed[:_PREFIX] if limited else None,
+                exempt=packed in self._exempt and packed not in self._named,
+            )
+        # Those without a prefix are of a few kinds: whatever addresses are forged, they share these.
+        return client if client.prefix is not None else self._kinds.setdefault(client, client)
 
 
-def _parse(text: str) -> Address | None:
+class _Networks:
+    """Networks as ranges of packed addresses: one look-up, however many they are. A stranger's first packet costs it."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        whole = tuple(networks)
+        v4 = ipaddress.collapse_addresses([one for one in whole if isinstance(one, ipaddress.IPv4Network)])
+        v6 = ipaddress.collapse_addresses([one for one in whole if isinstance(one, ipaddress.IPv6Network)])
+        by_size: dict[int, list[Network]] = {4: list(v4), 16: list(v6)}
+        self._starts = {size: [one.network_address.packed for one in ranges] for size, ranges in by_size.items()}
+        self._ends = {size: [one.broadcast_address.packed for one in ranges] for size, ranges in by_size.items()}
+
+    def __contains__(self, address: bytes) -> bool:
+        size = len(address)
+        place = bisect_right(self._starts[size], address) - 1
+        return place >= 0 and address <= self._ends[size][place]
+
+
+def _parse(text: str) -> bytes | None:
+    """An address in 4 or 16 octets."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    return (mapped or address).packed
 
 
-def _parsed(texts: Iterable[str]) -> frozenset[Address]:
+def _parsed(texts: Iterable[str]) -> frozenset[bytes]:
     return frozenset(address for address in map(_parse, texts) if address is not None)
-
-
-def _within(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address in network for network in networks)

@@ -2,7 +2,9 @@
 
 Rules of this file:
 - `decide` is complete and its order of checks fixed: length, QR, source port, ACL, limit, opcode, counts, question, OPT,
-  EDNS version, class, meta type, bound name, cache, forward; the first seven look at the header alone and at who sent it;
+  EDNS version, class, meta type, bound name, probe of ours, cache, forward; the first seven look at the header alone and at
+  who sent it;
+- whoever has a limit (dns/access) gets no reply over UDP longer than AMPLIFICATION times his query, wherever it comes from;
 - `answer_from_table` is the short cut for what most packets are: it gives the very bytes that `decide` would, or None;
 - the same functions serve every transport (CVE-2026-86003).
 """
@@ -16,6 +18,7 @@ from typing import NamedTuple
 from canal_dns.dns.access import DROPPED_PORTS, Gate, Verdict
 from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.codes import IN, Rcode, Type
+from canal_dns.dns.loops import PROBE_LABEL, answer_to
 from canal_dns.dns.names import MAX_LABEL, ROOT
 from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import (
@@ -36,6 +39,9 @@ from canal_dns.dns.wire import (
     truncated_reply,
 )
 
+AMPLIFICATION = 3
+"""Octets of a reply for each octet of its query, at most, where the query may have been sent in somebody else's name; QUIC's
+figure for the same (RFC 9000 section 8.1). What is longer is to be had over TCP, where nobody can pretend."""
 MAX_READY = 4096
 """Whole replies that are remembered: clients that ask the same do so in the same octets, but for the ID."""
 
@@ -167,9 +173,11 @@ def decide(
     gate: Gate,
     now: float,
     cache: AnswerCache | None = None,
+    marks: frozenset[bytes] = frozenset(),
 ) -> Reply | Forward | Drop:
     """Judge one packet from `address` (text, as the kernel gives it) and `port`; `table` None: nothing is bound yet, as
-    nothing ever is for an exempt client. What the cache says is for those alone for whom something may be."""
+    nothing ever is for an exempt client. What the cache says is for those alone for whom something may be. `marks`: those of
+    our own probes; one that comes in has come back (dns/loops)."""
     exempt = gate.is_exempt(address)
     if exempt:
         table = None
@@ -182,12 +190,18 @@ def decide(
     query = parse_query(packet, stream=stream)
     if isinstance(query, Fault):
         return _error(packet, query, stream, gate, now)
+    if not stream and gate.is_limited(address):
+        query = query._replace(limit=min(query.limit, AMPLIFICATION * len(packet)))
     if table is not None:
         body = table.exact.get(query.name + query.question[-4:])
         if body is not None:
             return Reply(_from_body(query, body), Rcode.NOERROR, Source.TABLE, query.qtype)
     if query.question == _ROOT_NS:
         return Reply(_root_servers(query), Rcode.NOERROR, Source.LOCAL, query.qtype)
+    if query.name[0] == PROBE_LABEL:
+        body = answer_to(query, marks)
+        if body is not None:
+            return Reply(_from_body(query, body), Rcode.NOERROR, Source.LOCAL, query.qtype)
     if cache is not None and not exempt:
         hit = cache.look(query, now)
         if hit is not None:
@@ -233,6 +247,8 @@ def _qtype(query: Query | None) -> int:
 def _from_body(query: Query, body: bytes) -> bytes:
     opt = b"" if query.payload is None else opt_record(do=query.do)
     plain = plain_reply(query, reply_flags(query) | AA)
+    if len(plain) + len(body) - 4 + len(opt) > query.limit:
+        return truncated_reply(query, authoritative=True)
     arcount = b"\0\1" if opt else b"\0\0"
     return b"".join((plain[:6], body[:4], arcount, query.question, body[4:], opt))
 

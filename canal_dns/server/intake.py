@@ -26,6 +26,9 @@ from canal_dns.server.sockets import UdpSocket
 from canal_dns.server.tally import Tally
 
 _PLACES = {source: tally.SOURCES.index(source.value) for source in Source}
+_TC = 2
+"""In the third octet of a message."""
+_SIZE, _RATE = ("size",), ("rate",)
 _ORIGINS: dict[type, int] = {Failure: tally.LOCAL, Remembered: tally.CACHE}
 
 log = logging.getLogger("canal_dns.server")
@@ -33,6 +36,10 @@ log = logging.getLogger("canal_dns.server")
 
 class Upstream(Protocol):
     """The part of the forwarder that listeners use."""
+
+    @property
+    def marks(self) -> frozenset[bytes]:
+        """Of its probes: `decide` answers those that come back."""
 
     def is_own(self, query: Query, host: str, port: int) -> bool:
         """True, and counted, for a query of our own to an upstream, which came by UDP from this address and port."""
@@ -57,7 +64,7 @@ class Intake:
     none."""
 
     __slots__ = (
-        "_dropped", "_exempt", "_forwarder", "_told", "cache", "cell", "counters", "gate", "query_log", "tally",
+        "_dropped", "_exempt", "_forwarder", "_told", "_truncated", "cache", "cell", "counters", "gate", "query_log", "tally",
     )  # fmt: skip
 
     def __init__(self, cell: TableCell, gate: Gate, forwarder: Upstream, counters: Counters, tally: Tally) -> None:
@@ -71,6 +78,7 @@ class Intake:
         self._told = -math.inf
         self._exempt = counters["canal_dns_exempt_requests_total"]
         self._dropped = counters["canal_dns_dropped_total"]
+        self._truncated = counters["canal_dns_truncated_total"]
 
     @property
     def quick(self) -> AnswerTable | None:
@@ -79,7 +87,7 @@ class Intake:
 
     def decide(self, packet: bytes, host: str, port: int, stream: bool, now: float) -> Reply | Forward | Drop:
         """Judge one packet and count it as received, or as dropped."""
-        verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now, self.cache)
+        verdict = decide(packet, host, port, stream, self.cell.current, self.gate, now, self.cache, self._forwarder.marks)
         if isinstance(verdict, Drop):
             self._dropped[(verdict.reason,)] += 1
         else:
@@ -89,6 +97,8 @@ class Intake:
                     self._exempt[()] += 1
             else:
                 qtype = verdict.qtype
+                if verdict.wire[2] & _TC:
+                    self._truncated[_RATE if verdict.source is Source.LOCAL else _SIZE] += 1
                 if verdict.refresh is not None:
                     self._forwarder.refresh(verdict.refresh)
             self.tally.request(qtype, stream=stream)
@@ -128,6 +138,8 @@ class Intake:
 
     def relayed(self, wire: bytes, since: float) -> None:
         """Count a reply that the forwarder gave: an upstream's, a failure of our own, or what is left in the cache."""
+        if wire[2] & _TC:
+            self._truncated[_SIZE] += 1
         self.tally.reply(_ORIGINS.get(type(wire), tally.UPSTREAM), wire[3] & 15, since)
 
 

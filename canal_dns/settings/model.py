@@ -13,9 +13,11 @@ from enum import Enum
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_PRIVATE = (
-    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-    "::1/128", "fc00::/7", "fe80::/10",
+_PRIVATE = tuple(
+    ipaddress.ip_network(text) for text in (
+        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
+        "::1/128", "fc00::/7", "fe80::/10",
+    )
 )  # fmt: skip
 
 
@@ -149,26 +151,30 @@ class ForwardSettings:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitSettings:
-    """Response rate limiting per client prefix (/32 and /64)."""
+    """Limits on what is answered over UDP to clients whose address may be forged: per prefix (/32 and /64) so many answers a
+    second, and none longer than three times its query."""
 
-    per_second: int = 0
-    """Answers per second and prefix; 0: off, since by default only private networks may ask at all."""
+    per_second: int = 200
+    """Answers per second and prefix, as many saved up at most; 0: no limit for anybody. 200: NSD's figure; a host asks less,
+    and with `slip: 1` who asks more goes on over TCP."""
     slip: int = 1
-    """Of the queries above the rate every n-th gets an empty TC=1 reply, the others nothing; 0: nothing at all."""
-    exempt: tuple[Network, ...] = ()
-    """Networks without a limit: the pod network, as a rule."""
+    """Of the queries above the rate every n-th gets an empty TC=1 reply, the others nothing; 0: nothing at all. 1, as Knot: it
+    is no longer than the query, and whoever was not forged knows what to do."""
+    exempt: tuple[Network, ...] = _PRIVATE
+    """Networks without a limit. Default: what `allow` allows by default: pods, Services, nodes and loopback, where whoever
+    forges an address is caught by the network. So the limit begins with the first public network that is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
     """Who may ask, and how much."""
 
-    allow: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in _PRIVATE)
+    allow: tuple[Network, ...] = _PRIVATE
     """Clients that are answered; others get REFUSED. Default: loopback and the private ranges that clusters use."""
     peers: tuple[Network, ...] = ()
-    """CoreDNS's addresses: exempt from the limits per client, because all clients stand behind them."""
+    """CoreDNS's addresses: allowed, and exempt from the limits per client, because all clients stand behind them."""
     error_replies_per_second: int = 100
-    """FORMERR, NOTIMP and the like, in one worker (NSD and Unbound limit theirs to as many)."""
+    """FORMERR, NOTIMP, REFUSED and the like over UDP, in one worker (NSD and Unbound limit theirs to as many)."""
     rate_limit: RateLimitSettings = RateLimitSettings()
 
 

@@ -69,7 +69,8 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     health = HealthSettings(admin=top.take("admin", _admin, HealthSettings().admin))
     binding = _binding(top.section("binding"), top.section("mesh"), gateways, zone)
     cache = _cache(top.section("cache"))
-    access = _access(top.section("access"))
+    access_section = top.section("access")
+    access = _access(access_section)
     log = _log(top.section("log"))
     snapshot = _snapshot(top.section("snapshot"))
     tcp, forward = _limits(top.section("limits"), upstreams, sentinel)
@@ -97,7 +98,10 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
         binding=binding,
         log=log,
         snapshot=snapshot,
-        warnings=tuple(_warnings(listen, forward, access)),
+        warnings=(
+            *_warnings(listen, forward, access),
+            *(() if "rateLimit" in access_section.mapping else _unconsidered(access)),
+        ),
     )
 
 
@@ -268,6 +272,22 @@ def _warnings(listen: ListenSettings, forward: ForwardSettings, access: AccessSe
         )
     if forward.sentinel is Sentinel.DO and forward.budget >= 2.0:
         yield f"limits.forwardBudget: {forward.budget:g}s; CoreDNS gives up after 2 s and marks canal-dns down"
+
+
+def _unconsidered(access: AccessSettings) -> Iterable[str]:
+    """Who widens `allow` is to know what comes with it, where nothing was said about it."""
+    limit = access.rate_limit
+    unlimited = (*limit.exempt, *access.peers)
+    limited = [str(one) for one in access.allow if not any(_covers(other, one) for other in unlimited)]
+    if limited:
+        yield (
+            f"access.allow: {', '.join(limited)}: over UDP {limit.per_second} answers a second and prefix (/32, /64), and what "
+            "is longer than three times its query over TCP; name in access.rateLimit.exempt what are pods and nodes of yours"
+        )
+
+
+def _covers(network: Network, other: Network) -> bool:
+    return network.version == other.version and other.subnet_of(network)  # type: ignore[arg-type]
 
 
 class _Section:

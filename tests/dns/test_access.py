@@ -15,6 +15,11 @@ def networks(*texts):
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
+def limited(per_second, slip=1, exempt=()):
+    """A limit on everybody else."""
+    return RateLimitSettings(per_second, slip, networks(*exempt))
+
+
 def verdict(gate, address, *, stream=False, now=0.0):
     return gate.verdict(address, stream=stream, now=now)
 
@@ -49,7 +54,7 @@ def test_an_ipv4_mapped_address_is_judged_as_the_ipv4_address_in_it():
 
 
 def test_a_peer_may_ask_and_has_no_limit():
-    settings = AccessSettings(allow=networks("10.0.0.0/8"), peers=networks("192.0.2.1/32"), rate_limit=RateLimitSettings(1))
+    settings = AccessSettings(allow=networks("10.0.0.0/8"), peers=networks("192.0.2.1/32"), rate_limit=limited(1))
     gate = Gate(settings)
     assert [verdict(gate, "192.0.2.1") for _ in range(5)] == [Verdict.PASS] * 5
     assert gate.is_peer("192.0.2.1")
@@ -65,18 +70,78 @@ def test_a_peer_may_ask_and_has_no_limit():
     ],
 )
 def test_above_the_rate_every_nth_query_slips(slip, after):
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=3, slip=slip)))
+    gate = Gate(AccessSettings(rate_limit=limited(3, slip)))
     assert [verdict(gate, "10.0.0.1") for _ in range(7)] == [Verdict.PASS] * 3 + after
     assert "10.0.0.1" not in gate.free, "the packet loop must not pass it by"
 
 
 def test_the_limit_is_per_prefix():
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=1)))
+    gate = Gate(AccessSettings(rate_limit=limited(1)))
     assert verdict(gate, "10.0.0.1") is Verdict.PASS
     assert verdict(gate, "10.0.0.2") is Verdict.PASS
     assert verdict(gate, "fd00::1") is Verdict.PASS
     assert verdict(gate, "fd00::2") is Verdict.SLIP, "one /64"
     assert verdict(gate, "fd00:0:0:1::2") is Verdict.PASS
+    assert verdict(gate, "::ffff:10.0.0.1") is Verdict.SLIP, "an IPv4-mapped address is that IPv4 address, not one /64"
+    assert verdict(gate, "::ffff:10.0.0.3") is Verdict.PASS
+
+
+def test_whoever_allows_public_networks_has_the_limit_and_the_others_have_none():
+    """NSD's 200 a second, without a word about it."""
+    gate = Gate(AccessSettings(allow=networks("0.0.0.0/0", "::/0")))
+    for address in ("198.51.100.7", "2001:db8::7"):
+        assert [verdict(gate, address) for _ in range(202)] == [Verdict.PASS] * 200 + [Verdict.SLIP] * 2
+        assert gate.is_limited(address)
+        assert address not in gate.free
+    for address in ("127.0.0.1", "10.0.0.1", "172.31.0.1", "192.168.1.1", "100.64.0.1", "169.254.1.1", "fd00::1", "fe80::1"):
+        assert verdict(gate, address) is Verdict.PASS
+        assert not gate.is_limited(address)
+        assert address in gate.free
+
+
+def test_what_counts_as_one_client_of_streams():
+    gate = Gate(AccessSettings(allow=networks("0.0.0.0/0", "::/0"), peers=networks("2001:db8:1::/48")))
+    assert gate.group("2001:db8::1") == gate.group("2001:db8::2") != gate.group("2001:db8:0:1::1"), "limited: by prefix"
+    assert gate.group("198.51.100.7") != gate.group("198.51.100.8")
+    assert len({gate.group(address) for address in ("fd00::1", "fd00::2", "2001:db8:1::1", "2001:db8:1::2")}) == 4
+
+
+def test_whoever_forges_many_prefixes_has_no_more_answers_for_it(monkeypatch):
+    """As many prefixes as packets in a second, in the worst order: still no prefix gets more than its rate."""
+    monkeypatch.setattr(access, "REMEMBERED", 50)
+    gate = Gate(AccessSettings(allow=networks("0.0.0.0/0"), rate_limit=limited(10)))
+    passed = dict.fromkeys(range(50), 0)
+    for tick in range(50 * 40):
+        prefix = tick % 50
+        passed[prefix] += verdict(gate, f"198.51.100.{prefix}", now=tick / 4000) is Verdict.PASS
+    assert set(passed.values()) == {14}, "10 at once and 10 a second for the half second that it takes"
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("10.1.0.0/16", ["10.1.0.0", "10.1.255.255", "10.1.2.3"], ["10.0.255.255", "10.2.0.0", "a01::", "::a01:0"]),
+        ("192.0.2.1/32", ["192.0.2.1"], ["192.0.2.0", "192.0.2.2"]),
+        ("0.0.0.0/0", ["0.0.0.0", "255.255.255.255", "::ffff:1.2.3.4"], ["::", "::1"]),
+        (
+            "2001:db8::/32",
+            ["2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"],
+            ["2001:db7::", "2001:db9::", "32.1.13.1"],
+        ),
+    ],
+)
+def test_a_network_begins_and_ends_where_it_says(network, inside, outside):
+    gate = Gate(AccessSettings(allow=networks("10.8.0.0/16", "10.9.0.0/16", "2001:db8:5::/48", network)))
+    assert {verdict(gate, address) for address in inside} == {Verdict.PASS}
+    assert {verdict(gate, address) for address in outside} == {Verdict.REFUSE}
+
+
+def test_those_without_a_limit_share_what_is_remembered_of_them():
+    gate = Gate(AccessSettings(rate_limit=limited(1, exempt=["10.0.0.0/8"])))
+    for number in range(100):
+        verdict(gate, f"10.0.0.{number}")
+        verdict(gate, f"198.51.100.{number}")
+    assert len(set(map(id, gate._clients.values()))) == 2
 
 
 EXEMPT = frozenset({"10.244.1.7", "fd00::7", "::ffff:10.244.1.8"})
@@ -113,7 +178,7 @@ def test_an_exempt_client_may_ask_as_others_but_the_packet_loop_never_answers_it
 
 
 def test_who_is_exempt_changes_at_once_and_the_limits_go_on():
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(2, exempt=networks("10.244.1.0/30"))))
+    gate = Gate(AccessSettings(rate_limit=limited(2, exempt=["10.244.1.0/30"])))
     assert [verdict(gate, address) for address in ("10.244.1.1", "10.244.1.2")] == [Verdict.PASS] * 2
     assert [verdict(gate, "10.244.1.9") for _ in range(2)] == [Verdict.PASS] * 2
     free = gate.free
@@ -150,7 +215,7 @@ def test_a_gateway_pod_in_the_peers_network_is_exempt():
 
 
 def test_streams_and_exempt_networks_have_no_limit():
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=1, exempt=networks("10.244.0.0/16"))))
+    gate = Gate(AccessSettings(rate_limit=limited(1, exempt=["10.244.0.0/16"])))
     assert [verdict(gate, "10.244.0.1") for _ in range(5)] == [Verdict.PASS] * 5
     assert [verdict(gate, "10.0.0.1", stream=True) for _ in range(5)] == [Verdict.PASS] * 5
     assert "10.244.0.1" in gate.free

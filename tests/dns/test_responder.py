@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from itertools import combinations
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from canal_dns.dns import responder
+from canal_dns.dns import names, responder
 from canal_dns.dns.access import Gate
 from canal_dns.dns.codes import Rcode, Type
 from canal_dns.dns.responder import Drop, Forward, Reply, Source, answer_from_table, decide
+from canal_dns.dns.table import Addresses, AnswerTable
+from canal_dns.dns.wire import truncated_reply
 from canal_dns.settings import AccessSettings, RateLimitSettings
 from tests.dns.packets import (
     WEB,
@@ -90,7 +93,7 @@ def test_for_an_exempt_client_nothing_is_bound(address, stream):
 
 def test_an_exempt_client_over_its_limit_is_told_nothing_of_what_is_bound():
     for exempt, authoritative in ((), True), (["10.244.1.7"], False):
-        gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, slip=1)), exempt)
+        gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, 1, ())), exempt)
         gate.verdict("10.244.1.7", stream=False, now=0.0)
         reply = read(decide(packet(), "10.244.1.7", 4242, False, TABLE, gate, 0.0).wire)
         assert bool(reply.flags & dns.flags.TC)
@@ -137,9 +140,7 @@ def judge_with(*faults):
         counts=(1, change.get("answers", 0), 0, 1),
         additional=opt(version=change.get("version", 0)) + change.get("tail", b""),
     )
-    gate = Gate(
-        AccessSettings(rate_limit=RateLimitSettings(per_second=1, slip=0) if "exhausted" in change else RateLimitSettings())
-    )
+    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, 0, ()) if "exhausted" in change else RateLimitSettings()))
     address = change.get("address", ALLOWED)
     if "exhausted" in change:
         gate.verdict(address, stream=False, now=1.0)
@@ -215,7 +216,7 @@ def test_no_error_replies_at_all():
 
 @pytest.mark.parametrize(("name", "authoritative"), [(WEB, True), ("a1.up.test", False)])
 def test_above_the_rate_a_client_is_sent_to_tcp(name, authoritative):
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=1)))
+    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, 1, ())))
     judge(packet(name), gate=gate, table=TABLE)
     reply = judge(packet(name, additional=opt()), gate=gate, table=TABLE)
     message = read(reply.wire)
@@ -227,9 +228,35 @@ def test_above_the_rate_a_client_is_sent_to_tcp(name, authoritative):
 
 
 def test_above_the_rate_what_is_no_query_gets_nothing():
-    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(per_second=1)))
+    gate = Gate(AccessSettings(rate_limit=RateLimitSettings(1, 1, ())))
     judge(packet(), gate=gate)
     assert judge(packet(flags=0x2800), gate=gate) == Drop("rate-limit")
+
+
+MANY = AnswerTable(names.from_text("cluster.local"))
+MANY.apply({wire(WEB): Addresses(tuple(bytes([10, 96, 0, last]) for last in range(20)), (), 5)}, 1, 1)
+
+
+@pytest.mark.parametrize("additional", [b"", opt(), opt(4096, flags=0x8000)])
+def test_whoever_may_be_somebody_else_gets_no_more_than_three_times_his_query(additional):
+    gate = Gate(AccessSettings(allow=(ipaddress.ip_network("0.0.0.0/0"),)))
+    data = packet(additional=additional)
+    reply = judge(data, table=MANY, gate=gate, address="198.51.100.7").wire
+    assert reply == truncated_reply(ask(additional=additional), authoritative=True)
+    assert len(judge(data, table=MANY, gate=gate, address=ALLOWED).wire) > 3 * len(data), "a private network's clients get all"
+    assert len(judge(data, table=MANY, gate=gate, address="198.51.100.7", stream=True).wire) > 3 * len(data)
+    padded = packet(additional=opt(options=b"\0\x0c\0\xff" + bytes(255)))
+    assert not judge(padded, table=MANY, gate=gate, address="198.51.100.7").wire[2] & 2
+
+
+def test_what_is_forwarded_for_somebody_who_may_be_another_may_not_be_longer_either():
+    gate = Gate(AccessSettings(allow=(ipaddress.ip_network("0.0.0.0/0"),)))
+    for additional in (b"", opt(), opt(4096)):
+        data = packet("a1.up.test", additional=additional)
+        verdict = judge(data, gate=gate, address="198.51.100.7")
+        assert verdict.query.limit == 3 * len(data)
+        assert judge(data, gate=gate, address="198.51.100.7", stream=True).query.limit == 65_535
+        assert judge(data, gate=gate).query.limit == (512 if additional in (b"", opt(512)) else 1232)
 
 
 @given(queries(), st.booleans())
