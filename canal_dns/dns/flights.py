@@ -31,12 +31,14 @@ Waiter: TypeAlias = tuple[Query, str, ReplyTo, float, bool]
 
 
 class Rejection(Enum):
-    """Why a query is answered SERVFAIL at once. Values: labels of metrics."""
+    """Why a query is answered SERVFAIL at once, or, DISPLACED, before its time is over. Values: labels of metrics."""
 
     OUTSTANDING = "outstanding"
     CLIENT = "client"
     DOWN = "down"
+    LOOP = "loop"
     CLOSING = "closing"
+    DISPLACED = "displaced"
 
 
 class Ignored(Enum):
@@ -133,10 +135,19 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """A question was not answered in time, and somebody else asked the same: that may have been our own, come back."""
+
+    upstream: Upstream
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """Give the flight's outcome to its waiters."""
+    """Give the flight's outcome to its waiters; `rejection`: why it ends before its time."""
 
     flight: Flight
+    rejection: Rejection | None = None
 
 
-Order: TypeAlias = Send | Overdue | Done
+Order: TypeAlias = Send | Overdue | Suspect | Done

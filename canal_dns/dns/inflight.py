@@ -6,6 +6,7 @@ Rules of this file:
 - a reply counts only on the channel and under the ID that its query left by; an ID is used once in a channel's life;
 - what is not the reply never ends the wait (TuDoor); after MISMATCHES such packets the question goes over a stream too;
 - every waiter gets one outcome, inside the budget: a `Done` order, whose flight has the reply, or no reply and `ede`;
+- when too many wait, the oldest make room: what is still unanswered then is what a flood asks for, as a rule;
 - nothing is sent here: `orders` says what to do next, `now` comes in with every call, randomness with the constructor.
 
 A flight is *fresh* until its first try is overdue, then *late*: both are dictionaries in order of their start, so the
@@ -15,7 +16,7 @@ oldest entry has the next deadline, and a query that is answered in time costs n
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 from canal_dns.dns.codes import FAILURES
@@ -30,6 +31,7 @@ from canal_dns.dns.flights import (
     Rejection,
     ReplyTo,
     Send,
+    Suspect,
 )
 from canal_dns.dns.upstreams import PROBE, PROBE_INTERVAL, Upstream, Upstreams
 from canal_dns.dns.wire import HEADER, Mismatch, Query, match_reply
@@ -40,6 +42,9 @@ JOINABLE = 0.6
 """Share of the budget after which who asks the same gets a successor, instead of a failure a moment later."""
 LAST_TRY = 0.95
 """Share of the budget after which the client is told: the rest is for the way of the SERVFAIL."""
+JOSTLE = 0.2
+"""Seconds for which a question is left in peace, however many come after it (Unbound's jostle-timeout): without them a flood
+fast enough would leave nobody the time for a reply."""
 MISMATCHES = 3
 """Packets that are not the reply, on one query, until the question goes over TCP too (BIND 9.21.23: one)."""
 _RD_CD = 0x0110
@@ -71,6 +76,7 @@ class Inflight:
         self._fresh: dict[Key, Flight] = {}
         self._late: dict[Key, Flight] = {}
         self._probes: dict[Upstream, Flight] = {}
+        self._own: dict[Upstream, Flight] = {}
         self._clients: dict[str, int] = {}
         self._trial: Flight | None = None
         self._closing = False
@@ -106,11 +112,13 @@ class Inflight:
 
         While all upstreams are down one flight at a time tries whether the probes are wrong, and all others are rejected.
         """
-        if self.waiting >= self._max_waiting:
-            return Rejection.CLOSING if self._closing else Rejection.OUTSTANDING
+        if self._closing:
+            return Rejection.CLOSING
         held = self._clients.get(client, 0)
         if held >= self._max_per_client and not self._is_peer(client):
             return Rejection.CLIENT
+        if self.waiting >= self._max_waiting and not self.make_room(1, now):
+            return Rejection.OUTSTANDING
         do = self._always_do or query.do
         key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
         flight = self._fresh.get(key)
@@ -121,9 +129,13 @@ class Inflight:
                 ending, flight = flight, None
         upstream = self._upstreams.first
         if upstream is None:
-            upstream = None if flight or self._trial else self._upstreams.trial()
+            upstream = None if flight or self._trial else self._upstreams.trial(query.name)
             if upstream is None:
                 return Rejection.DOWN
+        elif upstream.leads_back is not None and flight is None:
+            upstream = self._upstreams.alternative((), query.name)
+            if upstream is None:
+                return Rejection.LOOP
         self._clients[client] = held + 1
         self.waiting += 1
         if flight is not None:
@@ -136,6 +148,40 @@ class Inflight:
         if not upstream.up:
             self._trial = flight
         return flight
+
+    def probe(self, query: Query, upstream: Upstream, now: float) -> None:
+        """Ask this upstream, and no other, once; the flight is a probe's, and `done` with or without a reply, in an order if
+        without. Nothing follows from its silence. One at a time for each upstream."""
+        flight = self._own[upstream] = Flight(_PROBE_KEY, query, self._always_do, upstream, now)
+        flight.probe = flight.extra = True
+        flight.streamed = (upstream,)
+        self.orders.append(Send(flight, upstream, stream=False))
+
+    def leave(self, upstream: Upstream) -> None:
+        """This upstream was found to lead back: who waits for it asks another one at once, or is told that there is none."""
+        back = upstream.leads_back
+        if back is None:
+            return
+        for flight in [*self._late.values(), *self._fresh.values()]:
+            if flight.upstream is upstream and back(flight.key[0]) and not self._ask_another(flight):
+                self._give_up(flight)
+
+    def make_room(self, places: int, now: float) -> bool:
+        """End the oldest questions, so that so many clients' queries more may wait. False: not all of these may.
+
+        Whether their upstream is alive is for a probe to find out: they may end too soon to be overdue.
+        """
+        free = self._max_waiting - self.waiting
+        displaced = []
+        for flight in chain(self._late.values(), self._fresh.values()):
+            if free >= places or flight.started + JOSTLE > now:
+                break
+            displaced.append(flight)
+            free += len(flight.waiters)
+        for flight in displaced:
+            self._upstreams.hinted(flight.upstream, now)
+            self._give_up(flight, Rejection.DISPLACED)
+        return free >= places
 
     def assign(self, flight: Flight, channel: Channel) -> int:
         """Let the flight wait on this channel too, and draw the ID under which its question leaves there."""
@@ -216,6 +262,9 @@ class Inflight:
         """Time has passed: tries that are overdue, flights that end, probes that are due."""
         for flight in _started_before(self._probes, now, PROBE_INTERVAL):
             self._finish(flight)
+        for flight in _started_before(self._own, now, self._last_try):
+            self._finish(flight)
+            self.orders.append(Done(flight))
         for upstream in self._upstreams.due(now):
             self._probes[upstream] = probe = Flight(_PROBE_KEY, PROBE, True, upstream, now)
             probe.probe = probe.extra = True
@@ -241,6 +290,9 @@ class Inflight:
             deadline = min(deadline, flight.started + self.first_try)
             break
         for flight in self._late.values():
+            deadline = min(deadline, flight.started + self._last_try)
+            break
+        for flight in self._own.values():
             deadline = min(deadline, flight.started + self._last_try)
             break
         return deadline
@@ -284,9 +336,11 @@ class Inflight:
             self._stream(flight, upstream)
 
     def _second_try(self, flight: Flight, now: float) -> None:
+        if len(flight.waiters) > 1:
+            self.orders.append(Suspect(flight.upstream, flight.key[0]))
         if flight.truncated is not None:
             # Whoever truncated it is alive: only if somebody else can be asked TCP has taken too long already.
-            if self._upstreams.alternative(flight.streamed) is not None:
+            if self._upstreams.alternative(flight.streamed, flight.key[0]) is not None:
                 self._overdue(flight, now)
                 self._stream_another(flight)
             return
@@ -297,7 +351,7 @@ class Inflight:
             self._stream(flight, flight.upstream)
             self._ask_another(flight)
         else:
-            self._ask(flight, self._upstreams.retry(flight.upstream))
+            self._ask(flight, self._upstreams.retry(flight.upstream, flight.key[0]))
 
     def _overdue(self, flight: Flight, now: float) -> None:
         for channel, _ in flight.slots:
@@ -317,7 +371,7 @@ class Inflight:
         """One extra query for one flight, and only to an upstream that was not asked before (CVE-2026-5950)."""
         if flight.extra:
             return False
-        upstream = self._upstreams.alternative(flight.asked)
+        upstream = self._upstreams.alternative(flight.asked, flight.key[0])
         if upstream is None:
             return False
         flight.extra = True
@@ -332,7 +386,7 @@ class Inflight:
 
     def _stream_another(self, flight: Flight) -> bool:
         """The extra query of a flight whose reply is too big for UDP: over TCP, to an upstream not asked that way before."""
-        upstream = self._upstreams.alternative(flight.streamed)
+        upstream = self._upstreams.alternative(flight.streamed, flight.key[0])
         if upstream is None:
             return False
         flight.extra = True
@@ -357,11 +411,11 @@ class Inflight:
         channel.waiting -= 1
         flight.streaming -= channel.stream
 
-    def _give_up(self, flight: Flight) -> None:
+    def _give_up(self, flight: Flight, rejection: Rejection | None = None) -> None:
         """End with the best there is: a reply that TCP could not complete, a failure, or nothing."""
         flight.reply = flight.truncated or flight.reply
         self._finish(flight)
-        self.orders.append(Done(flight))
+        self.orders.append(Done(flight, rejection))
 
     def _finish(self, flight: Flight) -> None:
         flight.done = True
@@ -369,7 +423,7 @@ class Inflight:
             del channel.flights[ident]
             channel.waiting -= 1
         if flight.probe:
-            self._probes.pop(flight.upstream, None)
+            (self._probes if flight.query is PROBE else self._own).pop(flight.upstream, None)
             return
         del (self._late if flight.late else self._fresh)[flight.key]
         clients = self._clients

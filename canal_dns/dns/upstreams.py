@@ -5,14 +5,16 @@ Rules of this file:
 - one client's unanswered query proves little (its name may be the slow thing), so it counts as one fail and starts the
   probes, which decide; a report by ICMP starts them and counts nothing, since anybody can send one (TuDoor);
 - any reply, whatever it says, makes an upstream up again and ends its probes;
+- an upstream that leads back to us for a name is not asked for that name, as if it were not there (`dns.loops`);
 - nothing here sends: `due` says whom to probe, `now` comes in with every call, in seconds of any steady clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from math import inf
 
+from canal_dns.dns.names import ROOT
 from canal_dns.dns.wire import IN, MAX_UDP, Query, Type
 from canal_dns.settings import Endpoint
 
@@ -37,12 +39,14 @@ def probe_packet(ident: int) -> bytes:
 class Upstream:
     """One upstream and its health. Compared and hashed by identity: the same address configured anew has to prove itself."""
 
-    __slots__ = ("endpoint", "failing", "fails", "probe_at", "probed_at", "probing", "text", "up")
+    __slots__ = ("endpoint", "failing", "fails", "leads_back", "probe_at", "probed_at", "probing", "text", "up")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.text = str(endpoint)
         self.up = True
+        self.leads_back: Callable[[bytes], bool] | None = None
+        """Says of a name (lower-cased, in wire form) whether a question for it would come back to us; None: none does."""
         self.failing = False
         """Under suspicion: probed until it answers."""
         self.fails = 0
@@ -76,27 +80,28 @@ class Upstreams:
         self._choose()
         return [upstream for upstream in known.values() if upstream not in self._order]
 
-    def alternative(self, asked: Collection[Upstream]) -> Upstream | None:
-        """The preferred one that is up and was not asked yet."""
+    def alternative(self, asked: Collection[Upstream], name: bytes = ROOT) -> Upstream | None:
+        """The preferred one for this name that is up and was not asked yet."""
         for upstream in self._order:
-            if upstream.up and upstream not in asked:
+            if upstream.up and upstream not in asked and not _leads_back(upstream, name):
                 return upstream
         return None
 
-    def retry(self, last: Upstream) -> Upstream:
+    def retry(self, last: Upstream, name: bytes = ROOT) -> Upstream:
         """Whom to ask after `last` was silent: the preferred other one that is up; else any other; else the same again."""
-        others = [upstream for upstream in self._order if upstream is not last]
+        others = [upstream for upstream in self._order if upstream is not last and not _leads_back(upstream, name)]
         for upstream in others:
             if upstream.up:
                 return upstream
         return last if last.up or not others else others[0]
 
-    def trial(self) -> Upstream | None:
-        """Whom to ask although all are down, in turn: the probes may be what is broken. None: there is no upstream."""
-        if not self._order:
+    def trial(self, name: bytes = ROOT) -> Upstream | None:
+        """Whom to ask although all are down, in turn: the probes may be what is broken. None: there is nobody."""
+        usable = [upstream for upstream in self._order if not _leads_back(upstream, name)]
+        if not usable:
             return None
-        self._turn = (self._turn + 1) % len(self._order)
-        return self._order[self._turn]
+        self._turn = (self._turn + 1) % len(usable)
+        return usable[self._turn]
 
     def failed(self, upstream: Upstream, now: float) -> None:
         """A query was not answered in time."""
@@ -139,3 +144,7 @@ class Upstreams:
 
     def _choose(self) -> None:
         self.first = next((upstream for upstream in self._order if upstream.up), None)
+
+
+def _leads_back(upstream: Upstream, name: bytes) -> bool:
+    return upstream.leads_back is not None and upstream.leads_back(name)

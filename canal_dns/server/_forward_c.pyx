@@ -23,6 +23,7 @@ from functools import partial
 
 from canal_dns.dns import flights
 from canal_dns.dns.access import LAST_DROPPED_PORT
+from canal_dns.dns.loops import PROBE_LABEL
 from canal_dns.dns.wire import parse_query
 from canal_dns.metrics import BUCKETS
 from canal_dns.server import tally
@@ -84,7 +85,7 @@ cdef double arrivals[64]    # and when their queries came
 cdef tuple RD_CD = (0, 0x0010, 0x0100, 0x0110)
 cdef double bounds[64]
 cdef int last_bucket = <int>len(BUCKETS)
-cdef int last_port = LAST_DROPPED_PORT
+cdef int last_port = LAST_DROPPED_PORT, of_probe = PROBE_LABEL
 cdef int REQUESTS = tally.REQUESTS_UDP, RESPONSES = tally.RESPONSES, UPSTREAM = tally.ANSWERS + tally.UPSTREAM
 cdef int DURATIONS = tally.DURATIONS + tally.DURATION * tally.UPSTREAM, DURATION = tally.DURATION
 for _index, _bound in enumerate(BUCKETS):
@@ -257,7 +258,8 @@ cdef class Quick:
     def take(self, list misses, sock, answer, gate, words, double now):
         """Forward what is usual. Gives back the rest, in order."""
         inflight = self.inflight
-        if self.cell.current is None or self.upstreams.first is None:
+        first = self.upstreams.first
+        if self.cell.current is None or first is None or first.leads_back is not None:
             return misses
         asks.count = self.waiting = 0
         try:
@@ -298,9 +300,10 @@ cdef class Quick:
             packet, peer = <bytes>miss[0], <tuple>miss[1]
             host, port = peer[0], peer[1]
             octets = octets_of(packet)
-            if (room <= self.waiting or port <= last_port or host not in free
+            if (port <= last_port or host not in free
                     or not read_query(octets, <int>PyBytes_GET_SIZE(packet), False, &asked)
                     or asked.qtype >= FIRST_META or asked.qtype == TYPE_OPT or asked.qtype == 0 or asked.end == HEADER + 5
+                    or octets[HEADER] == of_probe
                     or octets[asked.end - 2] != 0 or octets[asked.end - 1] != IN
                     or (peer if len(peer) == 2 else (host, port)) in own):
                 left.append(miss)
@@ -322,6 +325,14 @@ cdef class Quick:
             if held >= most or (self.late and key in self.late):
                 left.append(miss)
                 continue
+            if room <= self.waiting:
+                inflight.waiting += self.waiting
+                self.waiting = 0
+                inflight.make_room(total - place, now)
+                room = inflight._max_waiting - inflight.waiting
+                if room <= 0:
+                    left.append(miss)
+                    continue
             if share == 0:
                 self.depart(now)
                 try:
@@ -341,6 +352,8 @@ cdef class Quick:
                     flight.joined = []
                 flight.joined.append((miss, sock, answer, now))
                 self.forwarder._coalesced[()] += 1
+                if host in self.forwarder.hosts:
+                    self.forwarder.suspect(self.forwarder.hosts[host], name, now)
             else:
                 share -= 1
                 flight.key, flight.upstream, flight.channel, flight.do = key, upstream, self.channel, dnssec

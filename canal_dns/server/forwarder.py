@@ -18,13 +18,15 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
+from canal_dns.dns import names
 from canal_dns.dns.access import Gate
 from canal_dns.dns.cache import AnswerCache
-from canal_dns.dns.flights import Done, Flight, Ignored, Overdue, Rejection, ReplyTo, Send
+from canal_dns.dns.flights import Done, Flight, Ignored, Overdue, Rejection, ReplyTo, Send, Suspect
 from canal_dns.dns.inflight import Inflight
+from canal_dns.dns.loops import Loops
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
-from canal_dns.dns.upstreams import Upstream, Upstreams, probe_packet
+from canal_dns.dns.upstreams import PROBE, Upstream, Upstreams, probe_packet
 from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, servfail, upstream_query
 from canal_dns.metrics import Counters
 from canal_dns.server.forwarding import QUICK
@@ -52,6 +54,7 @@ _EDE = {
     Rejection.OUTSTANDING: Ede.OTHER,
     Rejection.CLIENT: Ede.OTHER,
     Rejection.DOWN: Ede.NO_REACHABLE_AUTHORITY,
+    Rejection.LOOP: Ede.NO_REACHABLE_AUTHORITY,
     Rejection.CLOSING: Ede.NOT_READY,
 }
 
@@ -77,15 +80,20 @@ class Forwarder:
         counters: Counters,
         is_peer: Callable[[str], bool] = lambda client: False,
         cache: AnswerCache | None = None,
+        domain: bytes | None = None,
     ) -> None:
         """`is_peer(client)`: no limit for this client address alone (`access.peers`); `cache`: is given what comes in, and
-        asked when no upstream is left; may be replaced."""
+        asked when no upstream is left; may be replaced. `domain`: the cluster domain, lower-cased, in wire form, under which
+        upstreams are probed for whether they lead back to us; None: they are not."""
         self.cache = cache
         self._loop = asyncio.get_running_loop()
         self._cell = cell
         self._upstreams = Upstreams(settings.upstreams)
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
+        self._watch = Loops(os.urandom)
+        self.hosts: dict[str, Upstream] = {}
+        """The upstreams by their addresses: a client may have one of them."""
         self._series = SeriesOf(counters)
         self.counters = counters
         self._quick: Quick | None = None
@@ -109,13 +117,20 @@ class Forwarder:
         self._in_flight = counters["canal_dns_forward_in_flight"]
         self._up = counters["canal_dns_forward_upstream_up"]
         self._loops = counters["canal_dns_loops_total"]
+        self._looping = counters["canal_dns_forward_upstream_looping"]
         self._dropped = counters["canal_dns_dropped_total"]
         self._prefetches = counters["canal_dns_cache_prefetch_total"]
         self._served_stale = counters["canal_dns_cache_served_stale_total"]
         self._told: dict[Upstream, bool] = {}
+        self._told_zones: dict[Upstream, list[bytes]] = {}
         self._changed_at = -inf
         """When the upstreams became others: what was asked before is not for the cache, which began anew."""
-        self.reconfigure(settings)
+        self.reconfigure(settings, domain)
+
+    @property
+    def marks(self) -> frozenset[bytes]:
+        """Of our own probes: what carries one is answered at once, whoever sent it (dns/loops)."""
+        return self._watch.marks
 
     def submit(self, query: Query, client: str, reply_to: ReplyTo, exempt: bool = False) -> None:
         """Have a query answered for a client (its address, as text); `exempt`: as if nothing were bound.
@@ -129,14 +144,16 @@ class Forwarder:
             self._send(flight, flight.upstream, now)
             if now + self._inflight.first_try < self._wake:
                 self._arm(now)
-            if self._inflight.orders:
-                self._obey(now)
         elif flight is None:
             self._coalesced[()] += 1
+            if client in self.hosts:
+                self.suspect(self.hosts[client], query.name, now)
         else:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
             self._rejected[(flight.value,)] += 1
             reply_to(self._stale(query, exempt, now) or servfail(query, _EDE[flight]))
+        if self._inflight.orders:
+            self._obey(now)
 
     def take(
         self, misses: list[Miss], sock: UdpSocket, answer: Answer, gate: Gate, words: memoryview, now: float
@@ -166,10 +183,16 @@ class Forwarder:
         if flight is None or flight.query.question != query.question:
             return False
         self._loops[()] += 1
+        self.suspect(channel.upstream, query.name, _clock())
         return True
 
-    def reconfigure(self, settings: ForwardSettings) -> None:
-        """Other upstreams, another order, other limits. Nothing that is on its way is lost."""
+    def suspect(self, upstream: Upstream, name: bytes, now: float) -> None:
+        """A question for this name seems to have come back from an upstream: a probe is to find out."""
+        if self._watch.suspect(upstream, name, now):
+            self._arm(now)
+
+    def reconfigure(self, settings: ForwardSettings, domain: bytes | None = None) -> None:
+        """Other upstreams, another order, other limits, another cluster domain. Nothing that is on its way is lost."""
         self._discard_age = settings.discard_age
         self._inflight.configure(
             budget=settings.budget,
@@ -185,14 +208,20 @@ class Forwarder:
             self._udp.drop(upstream)
             self._tcp.drop(upstream)
             self._up.pop((upstream.text,), None)
+            self._looping.pop((upstream.text,), None)
             self._told.pop(upstream, None)
+            self._told_zones.pop(upstream, None)
             self._series.pop(upstream, None)
+        if domain is not None:
+            self._watch.configure(self._upstreams, domain, settings.sentinel is Sentinel.DO, _clock())
+        self.hosts = {upstream.endpoint.host: upstream for upstream in self._upstreams}
         self._tell()
         self._arm(_clock())
 
     async def close(self) -> None:
         """Reject what comes from now on, let what is on its way end (within its budget), close all sockets."""
         self._inflight.close()
+        self._watch.close()
         if len(self._inflight):
             self._emptied = self._loop.create_future()
             await self._emptied
@@ -206,14 +235,15 @@ class Forwarder:
     # -- towards the upstreams ---------------------------------------------------------------------------------------
 
     def _send(self, flight: Flight, upstream: Upstream, now: float) -> None:
+        of_health = flight.probe and flight.query is PROBE
         try:
-            channel = self._udp.single(upstream, now) if flight.probe else self._udp.take(upstream, now)
+            channel = self._udp.single(upstream, now) if of_health else self._udp.take(upstream, now)
         except OSError:
             self._failures[(upstream.text, "socket")] += 1
             self._inflight.unsent(flight, upstream, now)
             return
         ident = self._inflight.assign(flight, channel)
-        packet = probe_packet(ident) if flight.probe else upstream_query(flight.query, ident, do=flight.do)
+        packet = probe_packet(ident) if of_health else upstream_query(flight.query, ident, do=flight.do)
         flight.sent = now
         self._requests[channel.series.udp] += 1
         try:
@@ -250,7 +280,11 @@ class Forwarder:
                     self._send(order.flight, order.upstream, now)
             elif type(order) is Overdue:
                 self._failures[(order.upstream.text, "timeout")] += 1
+            elif type(order) is Suspect:
+                self._watch.suspect(order.upstream, order.name, now)
             elif type(order) is Done:
+                if order.rejection is not None:
+                    self._rejected[(order.rejection.value,)] += len(order.flight.waiters)
                 self._deliver(order.flight, now)
         self._arm(now)
 
@@ -301,6 +335,9 @@ class Forwarder:
         self._inflight.refused(channel, now)
 
     def _deliver(self, flight: Flight, now: float) -> None:
+        if flight.probe:
+            self._probed(flight, now)
+            return
         for query, _, reply_to, since, exempt in flight.waiters:
             try:
                 wire = self._outcome(flight, query, since, now, exempt)
@@ -313,6 +350,17 @@ class Forwarder:
             except Exception:
                 _log.exception("a reply could not be handed over")
         self._delivered(flight, now)
+
+    def _probed(self, flight: Flight, now: float) -> None:
+        """A probe has ended; one for health has done all it can by being answered."""
+        if flight.query is PROBE:
+            return
+        upstream = flight.upstream
+        if self._watch.answered(upstream, flight.query, flight.reply, now):
+            self._loops[()] += 1
+            self._inflight.leave(upstream)
+        self._tell_loops(upstream)
+        self._arm(now)
 
     def _delivered(self, flight: Flight, now: float) -> None:
         """All who waited have been told."""
@@ -358,7 +406,7 @@ class Forwarder:
         """Set the timer to the next thing to do."""
         if self._sweep_at == inf and (len(self._udp) or len(self._tcp)):
             self._sweep_at = now + SWEEP
-        wake = min(self._inflight.next_deadline(), self._sweep_at)
+        wake = min(self._inflight.next_deadline(), self._watch.next_probe(), self._sweep_at)
         if wake == self._wake:
             return
         if self._timer is not None:
@@ -372,6 +420,8 @@ class Forwarder:
         self._timer = None
         try:
             self._inflight.step(now)
+            for upstream, query in self._watch.due(now):
+                self._inflight.probe(query, upstream, now)
             if now >= self._sweep_at:
                 self._sweep_at = inf
                 self._udp.sweep(now)
@@ -390,3 +440,21 @@ class Forwarder:
             if self._told.get(upstream, True) != upstream.up:
                 _log.warning("upstream %s is %s", upstream.text, "up again" if upstream.up else "down: it answers nothing")
             self._told[upstream] = upstream.up
+            self._tell_loops(upstream)
+
+    def _tell_loops(self, upstream: Upstream) -> None:
+        """Whether an upstream leads back to us: to the gauge always, to the log once it is known how much of it does."""
+        self._looping[(upstream.text,)] = int(upstream.leads_back is not None)
+        zones = self._watch.zones(upstream)
+        if self._told_zones.get(upstream, []) == zones or self._watch.searching(upstream):
+            return
+        self._told_zones[upstream] = zones
+        if zones:
+            _log.error(
+                "upstream %s sends our own questions back to us: it is not asked for names in %s until it stops. It must be "
+                "CoreDNS itself, whose block that leads to canal-dns must not take what canal-dns asks (docs/layouts.md)",
+                upstream.text,
+                ", ".join(map(names.to_text, zones)),
+            )
+        else:
+            _log.info("upstream %s does not send our own questions back to us any more", upstream.text)

@@ -137,7 +137,9 @@ class PacketService:
 
     async def start(self) -> None:
         settings = self._settings
-        self._forwarder = Forwarder(settings.forward, self._cell, self._counters, is_peer=self._is_peer, cache=self._cache)
+        self._forwarder = Forwarder(
+            settings.forward, self._cell, self._counters, is_peer=self._is_peer, cache=self._cache, domain=self._zone
+        )
         self._intake = Intake(self._cell, self._gate, self._forwarder, self._counters, self._tally)
         self._intake.cache = self._cache
         self._intake.query_log = QueryLog() if settings.log.queries else None
@@ -191,8 +193,10 @@ class PacketService:
             self._retire(address)
         self._pairs = {address: added.get(address) or self._pairs[address] for address in addresses}
 
-        if settings.forward != old.forward:
-            self._forwarder.reconfigure(settings.forward)
+        # Names below another domain come with the next full table; the present one keeps the zone it was made for.
+        self._zone = names.from_text(settings.zone.cluster_domain)
+        if settings.forward != old.forward or settings.zone.cluster_domain != old.zone.cluster_domain:
+            self._forwarder.reconfigure(settings.forward, self._zone)
         if settings.access != old.access:
             self._gate = self._intake.gate = Gate(settings.access, self._exempt)
         if settings.cache != old.cache or settings.forward.upstreams != old.forward.upstreams:
@@ -204,8 +208,6 @@ class PacketService:
             self._connections.reconfigure(settings.listen.tcp, settings.access.peers)
         if settings.log.queries != old.log.queries:
             self._intake.query_log = QueryLog() if settings.log.queries else None
-        # Names below another domain come with the next full table; the present one keeps the zone it was made for.
-        self._zone = names.from_text(settings.zone.cluster_domain)
 
     async def counters(self) -> Counters:
         return self.own_counters()
