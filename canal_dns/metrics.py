@@ -132,6 +132,7 @@ METRICS = (
     Metric("canal_dns_snapshot_writes_total", _COUNTER, "Tables saved on disk, by result.", ("result",)),
     Metric("canal_dns_snapshot_last_write_timestamp_seconds", _GAUGE, "When the table was saved last."),
     Metric("canal_dns_snapshot_in_use", _GAUGE, "1 while answers come from the saved table, before the first sync."),
+    Metric("canal_dns_log_dropped_total", _COUNTER, "Log lines lost, since nobody read them in time or nothing took them."),
     Metric("canal_dns_config_reloads_total", _COUNTER, "Reloads of the configuration, by result.", ("result",)),
     Metric("canal_dns_config_last_reload_success_timestamp_seconds", _GAUGE, "When the configuration was loaded last."),
     Metric("canal_dns_ready", _GAUGE, "1 while /ready says 200."),

@@ -90,6 +90,7 @@ class Control:
         announce: Callable[[str], None],
         on_first_table: Callable[[], None] | None = None,
         on_log_settings: Callable[[LogSettings], None] = lambda _: None,
+        lost_lines: Callable[[], int] = lambda: 0,
         signature: Signature | None = None,
         daemon: bool = True,
     ) -> None:
@@ -101,6 +102,7 @@ class Control:
         self._config = config
         self._announce = announce
         self._on_log_settings = on_log_settings
+        self._lost_lines = lost_lines
         self._admin: Admin | None = None
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
@@ -308,6 +310,7 @@ class Control:
         """The counters of every process, with the gauges of this one brought up to date."""
         own = self.counters
         self.bindings.observe(own)
+        own["canal_dns_log_dropped_total"][()] = self._lost_lines()
         own["canal_dns_ready"][()] = int(not self.not_ready())
         versions = (__version__, platform.python_version(), loop.NAME, batch.IMPLEMENTATION, forwarding.IMPLEMENTATION)
         own["canal_dns_build_info"][versions] = 1

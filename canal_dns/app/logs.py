@@ -1,7 +1,9 @@
 """The log: standard library loggers, one line per event on standard error, written by a thread of its own.
 
-The event loop only puts a record into a bounded queue: a reader of the log that has stopped never stops an answer.
-What does not fit is counted and told in a line once there is room.
+Rules of this file:
+- the event loop only puts a record into a bounded queue: a reader of the log that has stopped never stops an answer;
+- what does not fit is counted, and told in a line once there is room;
+- the thread holds no lock while it writes: one that is stuck, for the reader has stopped, would keep the process from ending.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import os
 import queue
-import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from canal_dns.settings import LogFormat, LogSettings
@@ -57,6 +60,9 @@ class BoundedHandler(logging.handlers.QueueHandler):
     def __init__(self, records: queue.Queue[logging.LogRecord | None]) -> None:
         super().__init__(records)
         self.lost = 0
+        """Since the last time that it was told."""
+        self.dropped = 0
+        """Ever."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """All stays in one process: the record travels as it is, and the thread formats it."""
@@ -71,17 +77,32 @@ class BoundedHandler(logging.handlers.QueueHandler):
             self.queue.put_nowait(record)
         except queue.Full:
             self.lost += 1
+            self.dropped += 1
+
+
+def _to_stderr(text: str) -> None:
+    """Straight to the descriptor: sys.stderr has a lock, which the end of the process waits for. Raises OSError."""
+    octets = text.encode(errors="backslashreplace")
+    while octets:
+        octets = octets[os.write(2, octets) :]
 
 
 class Logs:
     """The log of one process: started once, its level and format changed by `configure`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = logging.StreamHandler(stream or sys.stderr)
+        self._put: Callable[[str], object] = _to_stderr if stream is None else stream.write
+        self._formatter: logging.Formatter = TextFormatter()
         self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_SIZE)
         self._handler = BoundedHandler(self._records)
+        self._unwritten = 0
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._root = logging.getLogger("canal_dns")
+
+    @property
+    def dropped(self) -> int:
+        """Lines that found no room, or could not be written."""
+        return self._handler.dropped + self._unwritten
 
     def start(self, settings: LogSettings) -> None:
         """From here on `canal_dns` loggers write to the stream."""
@@ -93,7 +114,7 @@ class Logs:
     def configure(self, settings: LogSettings) -> None:
         """Take over level and format."""
         self._root.setLevel(settings.level.upper())
-        self._stream.setFormatter(JsonFormatter() if settings.format is LogFormat.JSON else TextFormatter())
+        self._formatter = JsonFormatter() if settings.format is LogFormat.JSON else TextFormatter()
 
     def stop(self) -> None:
         """Write what waits and give the loggers back; a reader that takes nothing is left after STOP_TIMEOUT."""
@@ -105,4 +126,8 @@ class Logs:
 
     def _write(self) -> None:
         while (record := self._records.get()) is not None:
-            self._stream.handle(record)
+            try:
+                self._put(f"{self._formatter.format(record)}\n")
+            except Exception:
+                # The disk is full, the reader is gone, or the record is none: there is nowhere to tell but the counter.
+                self._unwritten += 1

@@ -23,7 +23,7 @@ def main(fd: int, tally: int) -> None:
     logs = Logs()
     logs.start(LogSettings())
     try:
-        run_worker(fd, tally, new_event_loop, logs.configure)
+        run_worker(fd, tally, new_event_loop, logs.configure, lambda: logs.dropped)
     finally:
         logs.stop()
 

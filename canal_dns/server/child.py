@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from canal_dns.errors import ListenError, TableError
+from canal_dns.metrics import Counters
 from canal_dns.server.link import (
     Ask,
     Configure,
@@ -47,10 +48,11 @@ def run_worker(
     tally: int,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     on_log_settings: Callable[[LogSettings], None] = lambda _: None,
+    lost_lines: Callable[[], int] = lambda: 0,
 ) -> None:
     """Serve until the control process at the other end of the socket `fd` says stop, or is gone.
 
-    `tally`: the descriptor of the memory that the control process reads.
+    `tally`: the descriptor of the memory that the control process reads; `lost_lines`: of this process's log.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -58,13 +60,16 @@ def run_worker(
     counted = Tally(tally)
     os.close(tally)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_Worker(counted, on_log_settings).run(socket.socket(fileno=fd)))
+        runner.run(_Worker(counted, on_log_settings, lost_lines).run(socket.socket(fileno=fd)))
 
 
 class _Worker:
-    def __init__(self, tally: Tally, on_log_settings: Callable[[LogSettings], None]) -> None:
+    def __init__(
+        self, tally: Tally, on_log_settings: Callable[[LogSettings], None], lost_lines: Callable[[], int]
+    ) -> None:
         self._tally = tally
         self._on_log_settings = on_log_settings
+        self._lost_lines = lost_lines
         self._link = Link(self._on_message, self._on_lost)
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._service: PacketService | None = None
@@ -190,9 +195,15 @@ class _Worker:
     def _report(self, token: int) -> None:
         if not self._link.blocked:
             service = self._service
-            rows = [] if service is None else service.counters_beside_tally().to_plain()
+            rows = [] if service is None else self._counted(service).to_plain()
             changed, self._reported = rows != self._reported, rows
             self._link.send(Report(token, 0 if service is None else service.generation, rows if changed else None))
+
+
+    def _counted(self, service: PacketService) -> Counters:
+        counters = service.counters_beside_tally()
+        counters["canal_dns_log_dropped_total"][()] = self._lost_lines()
+        return counters
 
 
 def _freeze() -> None:

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import os
 import queue
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -68,7 +71,7 @@ def test_a_full_queue_loses_lines_and_tells_how_many():
     record = logging.LogRecord("canal_dns", logging.INFO, "", 0, "one", None, None)
     for _ in range(5):
         handler.handle(record)
-    assert handler.lost == 3
+    assert handler.lost == handler.dropped == 3
     records.get(), records.get()
     handler.handle(record)
     assert records.get().getMessage() == "3 log lines were lost: the reader of the log is too slow"
@@ -95,3 +98,43 @@ def test_a_reader_that_has_stopped_does_not_stop_the_writer():
     finally:
         stuck.set()
         logs.stop()
+
+
+LOGGING = """
+import logging
+from canal_dns.app.logs import QUEUE_SIZE, Logs
+from canal_dns.settings import LogSettings
+logs = Logs()
+logs.start(LogSettings())
+for number in range(2 * QUEUE_SIZE):
+    logging.getLogger("canal_dns.test").info("line %d", number)
+logs.stop()
+print(logs.dropped)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_p13_a_reader_that_has_stopped_does_not_keep_the_process_from_ending(unbuffered):
+    unread, stderr = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LOGGING], stdout=subprocess.PIPE, stderr=stderr, timeout=30, check=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    finally:
+        os.close(unread)
+        os.close(stderr)
+    assert 8000 < int(done.stdout) < 10_000, "what neither the pipe nor the queue had room for"
+
+
+def test_a_full_disk_is_counted_and_stops_nothing():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "no space left on device")
+
+    logs = Logs(Full())
+    logs.start(LogSettings())
+    logging.getLogger("canal_dns.test").info("one")
+    logging.getLogger("canal_dns.test").info("two")
+    logs.stop()
+    assert logs.dropped == 2
