@@ -195,6 +195,8 @@ class _Watch:
             self.search = None
             return
         self.zones[zone] = _Zone(now + SOON)
+        if self.suspect is not None and _is_below(self.suspect, zone):
+            self.suspect = None
         if self.search is None:
             # What is above the cluster domain cannot loop alone where that does not.
             within = self.clean and _is_below(zone, self.domain)
@@ -237,7 +239,7 @@ class Loops:
     def suspect(self, upstream: Upstream, name: bytes, now: float) -> bool:
         """A question for this name (lower-cased, in wire form) seems to have come back; True: a probe is due for it."""
         watch = self._watches.get(upstream)
-        if watch is None or now - watch.suspected < SOON:
+        if watch is None or now - watch.suspected < SOON or watch.leads_back(name):
             return False
         watch.suspected = now
         watch.suspect = name if 1 + PROBE_LABEL + len(name) <= names.MAX_NAME else watch.domain
