@@ -9,6 +9,7 @@
     ├── ListenError     an address that cannot be bound (exit code 1)
     ├── SnapshotError   a saved table that cannot be used (it is left aside) or written (it is tried again)
     ├── WorkerError     worker processes that do not start, or die one after the other (exit code 1)
+    ├── PrivilegeError  root's rights that could not be given up (exit code 1)
     └── RemoteError     a running server that does not answer `--server URL` (exit code 1)
 
 A peer's bad bytes on the hot path are a value (`Drop`, `Reply`), not an exception.
@@ -83,6 +84,10 @@ class ListenError(CanalError):
 
 class WorkerError(CanalError):
     """Worker processes that cannot be kept running."""
+
+
+class PrivilegeError(CanalError):
+    """A change from root to an ordinary user that did not work; nothing was served."""
 
 
 class RemoteError(CanalError):

@@ -62,6 +62,7 @@ FLAGS = {
     "ttl": "ttl",
     "workers": "workers",
     "admin": "admin",
+    "user": "user",
 }
 """Top-level key -> the flag that sets it."""
 

@@ -22,7 +22,7 @@ from dataclasses import fields, replace
 
 from canal_dns import __version__
 from canal_dns.admin import Admin, Endpoints
-from canal_dns.app import cpus, loop, worker
+from canal_dns.app import cpus, loop, privileges, worker
 from canal_dns.app.bindings import Bindings
 from canal_dns.app.config import Configuration
 from canal_dns.app.logs import Logs
@@ -48,17 +48,33 @@ def data_plane(settings: Settings) -> DataPlane:
     return WorkerPool(settings, workers, worker.argv) if workers else PacketService(settings)
 
 
-async def serve(config: Configuration, say: Callable[[str], None]) -> int:
-    """Run until SIGTERM or SIGINT. Gives the exit status. Raises ListenError, ConfigError.
+def serve(config: Configuration, say: Callable[[str], None]) -> int:
+    """Run until SIGTERM or SIGINT. Gives the exit status. Raises ListenError, ConfigError, PrivilegeError.
 
     `say`: writes a line for people; with `log.format: json` these lines go to the log instead, which programs read.
     """
     signature = config.signature()
     settings = config.load()
+    warning = privileges.leave_root(settings, config.path)
+    return loop.run(_serve(config, settings, signature, warning, say))
+
+
+async def _serve(
+    config: Configuration, settings: Settings, signature: Signature | None, warning: str, say: Callable[[str], None]
+) -> int:
     logs = Logs()
     logs.start(settings.log)
+    if warning:
+        log.warning("%s", warning)
     announce = log.info if settings.log.format is LogFormat.JSON else say
-    control = Control(settings, config, announce=announce, on_log_settings=logs.configure, signature=signature)
+    control = Control(
+        settings,
+        config,
+        announce=announce,
+        on_log_settings=logs.configure,
+        lost_lines=lambda: logs.dropped,
+        signature=signature,
+    )
     try:
         return await control.run()
     finally:
@@ -252,6 +268,8 @@ class Control:
         """Change what differs. Raises ListenError, ConfigError, ClusterError; then nothing has changed."""
         old, admin = self.settings, self._admin
         feed = self.bindings.feed_for(new)
+        if new.process != old.process:
+            raise ConfigError("user", str(new.process.user or "auto"), "a change of the user needs a restart")
         if (old.listen.workers == 0) != (new.listen.workers == 0):
             raise ConfigError("workers", new.listen.workers, "a change between 0 and worker processes needs a restart")
         if new.source != old.source and new.zone.cluster_domain != old.zone.cluster_domain:
@@ -319,7 +337,7 @@ class Control:
     def _announce_listening(self) -> None:
         self._announce(
             f"canal-dns {__version__}, Python {platform.python_version()}, {loop.NAME}, "
-            f"batch {batch.IMPLEMENTATION}, forwarding {forwarding.IMPLEMENTATION}"
+            f"batch {batch.IMPLEMENTATION}, forwarding {forwarding.IMPLEMENTATION}, {privileges.present()}"
         )
         for address in self.plane.listeners:
             self._announce(f"listening on {address}, UDP and TCP")

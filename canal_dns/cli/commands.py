@@ -20,7 +20,7 @@ from canal_dns.errors import ConfigError
 
 def serve(options: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
-    return loop.run(control.serve(configuration(options), _say))
+    return control.serve(configuration(options), _say)
 
 
 def _say(text: str) -> None:

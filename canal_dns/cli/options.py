@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--ttl", type=int, metavar="SECONDS", help="TTL of bound answers (default 5)")
     serve.add_argument("--workers", type=_workers, metavar="N", help="worker processes: auto, 0 (one process) or a number")
     serve.add_argument("--admin", metavar="ADDRESS:PORT", help="/health /ready /metrics /bindings here; off: nowhere")
+    serve.add_argument(
+        "--user", metavar="UID[:GID]", help="whom root becomes: auto (default 65532:65532, if its files allow), 0: nobody"
+    )
 
     demo = commands.add_parser("demo", help="the whole thing on this machine", description=_DEMO, formatter_class=raw)
     demo.add_argument("--once", action="store_true", help="ask the questions, print the answers, exit")
@@ -166,6 +169,7 @@ _PLAIN_FLAGS = (
     ("ttl", "ttl"),
     ("workers", "workers"),
     ("admin", "admin"),
+    ("user", "user"),
 )
 """Keys of the file whose flag says the same."""
 

@@ -356,6 +356,13 @@ class _Folder:
         return _Wanted(records, tuple(skips), broken)
 
 
+def listing(path: Path) -> list[str]:
+    """Every manifest file under `path`, as it would be read now. Raises OSError for `path` itself."""
+    found: dict[str, Signature | ManifestError] = {}
+    _find(path, found, set())
+    return list(found)
+
+
 def _find(path: Path, found: dict[str, Signature | ManifestError], seen: set[tuple[int, int]]) -> None:
     """All manifest files under `path`, in order of path, each real file once. Raises OSError for `path` itself."""
     status = path.stat()

@@ -300,6 +300,25 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Whom a process runs as: numbers, since a container has no names."""
+
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        return f"{self.uid}:{self.gid}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """What the process may do on its machine."""
+
+    user: User | None = None
+    """Whom `serve` becomes when root starts it; None: the image's 65532:65532, where all that is needed can be read then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of it; parts are handed down, never the whole."""
 
@@ -313,5 +332,6 @@ class Settings:
     binding: BindingSettings = BindingSettings()
     log: LogSettings = LogSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
+    process: ProcessSettings = ProcessSettings()
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What is allowed but hardly meant; `serve` logs it, `check` prints it."""

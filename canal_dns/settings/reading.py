@@ -33,12 +33,14 @@ from canal_dns.settings.model import (
     MeshSettings,
     Network,
     PortGuard,
+    ProcessSettings,
     RateLimitSettings,
     Sentinel,
     Settings,
     SnapshotSettings,
     SourceSettings,
     TcpSettings,
+    User,
     ZoneSettings,
 )
 
@@ -73,6 +75,7 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
     access = _access(access_section)
     log = _log(top.section("log"))
     snapshot = _snapshot(top.section("snapshot"))
+    process = ProcessSettings(top.take("user", _user, ProcessSettings().user))
     tcp, forward = _limits(top.section("limits"), upstreams, sentinel)
     top.done()
 
@@ -98,6 +101,7 @@ def parse(mapping: Mapping[str, Any], *, offline: bool = False) -> Settings:
         binding=binding,
         log=log,
         snapshot=snapshot,
+        process=process,
         warnings=(
             *_warnings(listen, forward, access),
             *(() if "rateLimit" in access_section.mapping else _unconsidered(access)),
@@ -396,6 +400,15 @@ def _workers(where: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
         raise ConfigError(where, value, "`auto`, 0 (one process for everything) or a number of processes up to 1024")
     return value
+
+
+def _user(where: str, value: object) -> User | None:
+    """Text only: YAML takes 1000:50 without quotes for sixty times 1000 and 50."""
+    match = re.fullmatch(r"auto|([0-9]{1,10})(?::([0-9]{1,10}))?", value) if isinstance(value, str) else None
+    user = User(int(match[1]), int(match[2] or match[1])) if match and match[1] else None
+    if match is None or (user and ((user.uid == 0) != (user.gid == 0) or max(user.uid, user.gid) >= 2**32 - 1)):
+        raise ConfigError(where, value, '`auto` or numbers in quotes are needed: "UID" or "UID:GID"; "0" stays root')
+    return user
 
 
 def _boolean(where: str, value: object) -> bool:

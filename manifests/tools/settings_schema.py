@@ -26,6 +26,7 @@ _FIXED: Mapping[str, Schema] = {
     "_upstream": {"type": "string", "pattern": rf"^{_ADDRESS}(:[0-9]{{1,5}})?$"},
     "_admin": {"anyOf": [{"type": "string", "pattern": rf"^{_ADDRESS}:[0-9]{{1,5}}$"}, {"enum": ["off", False]}]},
     "_workers": {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1024}]},
+    "_user": {"type": "string", "pattern": "^(auto|[0-9]{1,10}(:[0-9]{1,10})?)$"},
     "_text_or_nothing": {"type": "string"},
     "_boolean": {"type": "boolean"},
     "_network": {"type": "string", "pattern": r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$"},
