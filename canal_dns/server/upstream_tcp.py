@@ -1,4 +1,5 @@
-"""TCP connections towards the upstreams: one per upstream, pipelined, opened when a reply is truncated or doubtful.
+"""TCP connections towards the upstreams: pipelined, opened when a reply is truncated or doubtful; one per upstream is in use,
+and at most MAX_CONNECTIONS are open.
 
 Rules of this file:
 - connecting, a broken connection and a stall never cost more than the flights' budget: their deadlines run elsewhere;
@@ -19,6 +20,10 @@ from canal_dns.server.upstream_series import Series, SeriesOf
 
 IDLE = 10.0
 """Seconds without a query after which a connection is closed: CoreDNS keeps its side open for longer."""
+
+
+MAX_CONNECTIONS = 8
+"""Per upstream: those that took their last query, or on which nonsense came in, end only with the queries that wait there."""
 
 
 class TcpChannel(Channel, asyncio.Protocol):
@@ -92,6 +97,9 @@ class TcpChannels:
         """A connection for one query."""
         channel = self._current.get(upstream)
         if channel is None or not channel.usable(now):
+            open_ = [channel for channel in self._all if channel.upstream is upstream]
+            if len(open_) >= MAX_CONNECTIONS:
+                return max(open_, key=lambda channel: channel.used)
             channel = self._current[upstream] = TcpChannel(self, upstream, self._series[upstream], now)
             self._all.add(channel)
             channel.dialling = self._loop.create_task(self._dial(channel), name=f"dial {upstream.text}")

@@ -16,6 +16,7 @@ import dns.rcode
 import pytest
 
 from canal_dns.dns.wire import Type
+from canal_dns.server.upstream_tcp import MAX_CONNECTIONS
 from canal_dns.settings import Endpoint, ForwardSettings
 from tests.server.scripted import FORGED, TRUE, Ask, Scripted, by_name, eventually, message, record, silent
 from tests.server.test_forwarder import SHORT, addresses, extended_error, forwarding, query, read
@@ -364,6 +365,20 @@ class TestU14UpstreamTcp:
 
         async with Scripted(tc_then(script)) as upstream, forwarding(upstream) as client:
             assert addresses(await client.answer()) == [TRUE]
+
+    async def test_an_upstream_that_talks_nonsense_has_few_connections(self) -> None:
+        def nonsense(ask: Ask) -> None:
+            ask.reply(record(FORGED), ident=ask.id ^ 1)
+
+        async with Scripted(tc_then(nonsense)) as upstream, forwarding(upstream, budget=1.0) as client:
+            waiting = []
+            for n in range(30):
+                waiting.append(client.ask(query(f"n{n}.up.test")))
+                ignored = n + 1
+                await eventually(lambda: client.count("forward_ignored_replies_total", "id") == ignored)  # noqa: B023
+            assert upstream.connections == MAX_CONNECTIONS
+            assert all(read(wire).flags & dns.flags.TC for wire in await asyncio.gather(*waiting))
+            await eventually(lambda: len(upstream.open) <= 1)
 
     async def test_an_idle_connection_is_closed_by_us(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("canal_dns.server.upstream_tcp.IDLE", 0.1)
