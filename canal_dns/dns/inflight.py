@@ -117,8 +117,10 @@ class Inflight:
         held = self._clients.get(client, 0)
         if held >= self._max_per_client and not self._is_peer(client):
             return Rejection.CLIENT
-        if self.waiting >= self._max_waiting and not self.make_room(1, now):
-            return Rejection.OUTSTANDING
+        if self.waiting >= self._max_waiting:
+            if not self.make_room(1, now):
+                return Rejection.OUTSTANDING
+            held = self._clients.get(client, 0)
         do = self._always_do or query.do
         key = (query.name, query.qtype, query.qclass, query.flags & _RD_CD, do)
         flight = self._fresh.get(key)

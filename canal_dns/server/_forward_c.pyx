@@ -333,6 +333,8 @@ cdef class Quick:
                 if room <= 0:
                     left.append(miss)
                     continue
+                entry = look_up(self.clients, host)
+                held = 0 if entry is NULL else <object>entry
             if share == 0:
                 self.depart(now)
                 try:

@@ -24,7 +24,7 @@ from canal_dns.dns.flights import (
     Rejection,
     Send,
 )
-from canal_dns.dns.inflight import FIRST_TRY, JOINABLE, LAST_TRY, Inflight
+from canal_dns.dns.inflight import FIRST_TRY, JOINABLE, JOSTLE, LAST_TRY, Inflight
 from canal_dns.dns.upstreams import Upstream, Upstreams
 from canal_dns.dns.wire import Ede, Mismatch, Query, Rcode, Type, parse_query
 from canal_dns.settings import Endpoint
@@ -668,6 +668,54 @@ class TestLimits:
         assert world.ask() is Rejection.OUTSTANDING
         world.reply()
         assert isinstance(world.ask(), Flight)
+
+    def test_when_too_many_wait_the_oldest_question_makes_room(self) -> None:
+        """A flood of names that nobody answers: what is asked now still has its time (U3, A1)."""
+        world = World(max_waiting=3)
+        oldest = world.flight(question("a"))
+        world.ask(question("a"))
+        world.wait(JOSTLE / 2)
+        younger = world.flight(question("b"))
+        world.wait(JOSTLE / 2 - 0.001)
+        assert world.ask(question("c")) is Rejection.OUTSTANDING, "none is old enough"
+        world.wait(0.002)
+        assert isinstance(world.ask(question("c")), Flight)
+        assert world.inflight.orders == [Done(oldest, Rejection.DISPLACED)]
+        assert oldest.done and oldest.reply is None and len(oldest.waiters) == 2
+        assert (world.inflight.waiting, len(world.inflight)) == (2, 2)
+        world.obey()
+        assert isinstance(world.ask(question("d")), Flight), "two places were free"
+        assert world.ask(question("e")) is Rejection.OUTSTANDING
+        world.wait(BUDGET)
+        assert younger in world.done and (world.inflight.waiting, world.inflight._clients) == (0, {})
+
+    def test_those_that_had_their_second_try_go_first(self) -> None:
+        world = World(max_waiting=2)
+        late = world.flight(question("a"))
+        world.wait(SECOND)
+        fresh = world.flight(question("b"))
+        world.wait(JOSTLE)
+        assert isinstance(world.ask(question("c")), Flight)
+        assert late.done and not fresh.done
+
+    def test_who_asks_too_much_displaces_nobody(self) -> None:
+        world = World(max_waiting=3, max_per_client=2)
+        for name in "abc":
+            world.ask(question(name), "other" if name == "a" else "greedy")
+        world.wait(JOSTLE)
+        assert world.ask(question("d"), "greedy") is Rejection.CLIENT
+        assert world.inflight.waiting == 3 and not world.inflight.orders
+
+    def test_an_upstream_whose_questions_are_displaced_has_to_prove_itself(self) -> None:
+        """Without it a flood would hide that it is silent: nothing waits for long enough to be overdue."""
+        world = World(2, max_waiting=20)
+        first, second = world.upstreams
+        numbers = itertools.count()
+        while first.up and world.now < 105.0:
+            world.ask(question(f"n{next(numbers)}"))
+            world.obey()
+            world.wait(JOSTLE / 20)
+        assert not first.up and second.up and not world.overdue
 
     def test_waiting_queries_of_one_client(self) -> None:
         world = World(max_per_client=2)

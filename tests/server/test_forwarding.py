@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canal_dns.dns import names
-from canal_dns.dns.inflight import Inflight
+from canal_dns.dns.inflight import JOSTLE, Inflight
 from canal_dns.dns.relay import relay
 from canal_dns.dns.wire import Query, match_reply, parse_query
 from canal_dns.server import forwarder as forwarder_module
@@ -356,6 +357,33 @@ async def test_limits_hold(filling: str) -> None:
             assert running.service._forwarder._inflight.waiting == 2
             for _ in range(2):
                 await receive(sock)
+
+
+async def test_when_too_many_wait_the_oldest_are_told_and_make_room(filling: str) -> None:
+    def slow(asked: Ask) -> None:
+        if asked.name.startswith("fast"):
+            asked.reply()
+
+    async with known(slow, max_outstanding=10) as running:
+        with udp_client() as crowd, udp_client() as sock:
+            for number in range(10):
+                crowd.sendto(asking(f"n{number}.up.test", ident=number), (running.endpoint.host, running.endpoint.port))
+            inflight = running.service._forwarder._inflight
+            await eventually(lambda: inflight.waiting == 10)
+            sock.sendto(asking("more.up.test"), (running.endpoint.host, running.endpoint.port))
+            reply, _ = await receive(sock, 0.15)
+            assert reply[3] & 15 == 2, "nobody has waited for long enough to be sent away"
+            assert running.counted("canal_dns_forward_rejected_total", "outstanding") == 1
+            await eventually(lambda: time.monotonic() - next(iter(inflight._fresh.values())).started > JOSTLE)
+            for number in range(3):
+                sock.sendto(asking(f"fast{number}.up.test", ident=number), (running.endpoint.host, running.endpoint.port))
+            replies = [(await receive(sock))[0] for _ in range(3)]
+            assert sorted(reply[:2] for reply in replies) == [b"\0\0", b"\0\1", b"\0\2"]
+            assert all(reply[3] & 15 == 0 for reply in replies)
+            displaced = running.counted("canal_dns_forward_rejected_total", "displaced")
+            assert 1 <= displaced <= 3
+            told = [(await receive(crowd, 0.2))[0] for _ in range(int(displaced))]
+            assert [(reply[1], reply[3] & 15) for reply in told] == [(number, 2) for number in range(int(displaced))]
 
 
 async def test_what_comes_too_late_is_not_sent(filling: str) -> None:
