@@ -33,7 +33,7 @@ from canal_dns.metrics import BUCKETS
 from canal_dns.server import tally
 from canal_dns.server._batch_py import MAX_PACKET, refused
 from canal_dns.server.hits import Miss
-from canal_dns.server.sockets import count_send_error
+from canal_dns.server.sockets import count_send_error, patience
 
 cdef extern from "_lookahead.h":
     void look_ahead(PyObject *dict, PyObject **keys, int count)
@@ -318,7 +318,7 @@ cdef int put_together(int received, table, cache, double now) except -1:
 
 cdef int send(int descriptor, int ready, words, counters, double now) except -1:
     """Send every reply, whatever becomes of those before it."""
-    cdef int at = 0, done, slot
+    cdef int at = 0, done, slot, problem
     cdef Counts counts
     if not ready:
         return 0
@@ -330,7 +330,10 @@ cdef int send(int descriptor, int ready, words, counters, double now) except -1:
                 slot = batch.back[at]
                 count(&counts, asked[slot].qtype, hits[slot])
         else:
-            count_send_error(OSError(errno, ""), counters)
+            problem = errno
+            if patience.again(problem):
+                continue
+            count_send_error(OSError(problem, ""), counters)
         at += 1
     end(&counts, now)
     return 0

@@ -25,7 +25,7 @@ from canal_dns.dns.wire import MIN_UDP
 from canal_dns.metrics import Counters
 from canal_dns.server._batch_py import MAX_PACKET, refused
 from canal_dns.server.hits import Miss, count_hits
-from canal_dns.server.sockets import IP_PKTINFO, Control, Peer, UdpSocket, count_send_error, reply_control
+from canal_dns.server.sockets import IP_PKTINFO, Control, Peer, UdpSocket, count_send_error, patience, reply_control
 from canal_dns.server.tally import REQUESTS_UDP
 
 if sys.platform != "linux" or sys.byteorder != "little" or struct.calcsize("P") != 8:
@@ -181,7 +181,8 @@ def drain(
 
 
 def _send(descriptor: int, headers: _Area, replies: list[bytes], words: memoryview, counters: Counters, now: float) -> None:
-    """Send one reply per header, whatever becomes of those before it."""
+    """Send one reply per header, whatever becomes of those before it: one that the kernel refuses is skipped, none waits
+    for ever."""
     data = b"".join(replies)
     _replies.octets[: len(data)] = data
     at = 0
@@ -192,6 +193,8 @@ def _send(descriptor: int, headers: _Area, replies: list[bytes], words: memoryvi
             at += sent
         else:
             number = ctypes.get_errno()
+            if patience.again(number):
+                continue
             count_send_error(OSError(number, os.strerror(number)), counters)
             lost.append(at)
             at += 1

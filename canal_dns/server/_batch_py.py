@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 
 from canal_dns.dns.access import LAST_DROPPED_PORT, Gate
 from canal_dns.dns.cache import AnswerCache, key_of
@@ -21,7 +23,7 @@ from canal_dns.dns.table import AnswerTable
 from canal_dns.dns.wire import HEADER, Fault, parse_query
 from canal_dns.metrics import Counters
 from canal_dns.server.hits import Miss, count_hits
-from canal_dns.server.sockets import UdpSocket, count_send_error, reply_control
+from canal_dns.server.sockets import UdpSocket, count_send_error, patience, reply_control
 from canal_dns.server.tally import REQUESTS_TCP, REQUESTS_UDP
 
 MAX_PACKET = 1024
@@ -166,11 +168,24 @@ def _drain_one_address(
                 try:
                     send(reply, peer)
                 except OSError as error:
-                    errors.append(error)
-                else:
-                    replies.append(reply)
+                    if not _sent_later(partial(send, reply, peer), error, errors):
+                        continue
+                replies.append(reply)
                 continue
         misses.append(Miss(packet, peer, ()))
+
+
+def _sent_later(send: Callable[[], object], error: OSError, errors: list[OSError]) -> bool:
+    """Send what met this error again, as long as that is worth it; what it met last is then among the errors."""
+    while patience.again(error.errno or 0):
+        try:
+            send()
+        except OSError as another:
+            error = another
+        else:
+            return True
+    errors.append(error)
+    return False
 
 
 def _drain_wildcard(
@@ -197,8 +212,8 @@ def _drain_wildcard(
                 try:
                     send((reply,), reply_control(control), 0, peer)
                 except OSError as error:
-                    errors.append(error)
-                else:
-                    replies.append(reply)
+                    if not _sent_later(partial(send, (reply,), reply_control(control), 0, peer), error, errors):
+                        continue
+                replies.append(reply)
                 continue
         misses.append(Miss(packet, peer, reply_control(control)))

@@ -27,7 +27,7 @@ from canal_dns.dns.loops import PROBE_LABEL
 from canal_dns.dns.wire import parse_query
 from canal_dns.metrics import BUCKETS
 from canal_dns.server import tally
-from canal_dns.server.sockets import count_send_error
+from canal_dns.server.sockets import count_send_error, patience
 
 cdef extern from "_forward.h" nogil:
     enum:
@@ -546,7 +546,7 @@ cdef class Quick:
 
     cdef int reply(self) except -1:
         """Send the replies that are ready, and count them."""
-        cdef int at = 0, count = answers.count, done, slot, descriptor
+        cdef int at = 0, count = answers.count, done, slot, descriptor, problem
         cdef double now, took
         if count == 0:
             return 0
@@ -554,8 +554,10 @@ cdef class Quick:
         while at < count and descriptor >= 0:
             done = outgoing_send(&answers, descriptor, at)
             if done <= 0:
-                count_send_error(OSError(errno, os.strerror(errno)), self.forwarder.counters)
-                at += 1
+                problem = errno
+                if not patience.again(problem):
+                    count_send_error(OSError(problem, os.strerror(problem)), self.forwarder.counters)
+                    at += 1
                 continue
             now = clock()
             for slot in range(at, at + done):

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from canal_dns.errors import ListenError
 from canal_dns.metrics import Counters
@@ -37,6 +39,49 @@ _SO_MEMINFO = 55
 _MEMINFO_DROPS = 8
 _NO_INTERFACE = bytes(4)
 _ANY_PORT_TRIES = 20
+
+
+_NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+_PENDING = frozenset((errno.EINTR, errno.ECONNREFUSED))
+"""What says nothing about this datagram: the call was interrupted, or an earlier one met ICMP on its way."""
+
+
+class Patience:
+    """Which replies that the kernel did not take are sent once more: it waits for room, but WAITS times in a SPAN at most.
+
+    Whoever is never given room drops what he has: a client asks again, and a loop that waits answers nobody.
+    """
+
+    SPAN = 0.1
+    """Seconds."""
+    WAITS, WAIT = 10, 0.001
+    """And of how many seconds each."""
+    RETRIES = 100
+    """Without a wait, in a SPAN: an error that stays is no pending one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._until = -math.inf
+        self._waits = self._retries = 0
+
+    def again(self, number: int) -> bool:
+        """True, after a wait if one helps, where a reply that met this error is to be sent once more."""
+        now = self._clock()
+        if now >= self._until:
+            self._until, self._waits, self._retries = now + self.SPAN, self.WAITS, self.RETRIES
+        if number in _NO_ROOM and self._waits:
+            self._waits -= 1
+            self._sleep(self.WAIT)
+            return True
+        if number in _PENDING and self._retries:
+            self._retries -= 1
+            return True
+        return False
+
+
+patience = Patience()
+"""Of this process: it has one loop, which all of its sockets keep waiting."""
 
 
 class UdpSocket(socket.socket):

@@ -3,7 +3,7 @@
 Rules of this file:
 - four steps: receive, ask, send, count; no decision about DNS;
 - one event handles one budget of datagrams, then timers and connections have their turn;
-- a reply that the kernel does not take is lost and counted, never waited for: the client asks again.
+- a reply that the kernel does not take is lost and counted; it is waited for as long as `sockets.patience` has it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from canal_dns.dns.responder import Forward, Reply
 from canal_dns.server.batch import BUDGET, Miss, drain
 from canal_dns.server.intake import Intake
-from canal_dns.server.sockets import Control, Peer, UdpSocket, count_send_error, readable
+from canal_dns.server.sockets import Control, Peer, UdpSocket, count_send_error, patience, readable
 
 LAST_LOOKS = 256
 """Batches read at most from a socket that is about to be closed: more than its buffer holds."""
@@ -83,12 +83,15 @@ class UdpListener:
             self._intake.relayed(wire, since)
 
     def _send(self, wire: bytes, peer: Peer, control: Control) -> bool:
-        try:
-            if control:
-                self._sock.sendmsg((wire,), control, 0, peer)
-            else:
-                self._sock.sendto(wire, peer)
-        except OSError as error:
-            count_send_error(error, self._intake.counters)
-            return False
-        return True
+        while True:
+            try:
+                if control:
+                    self._sock.sendmsg((wire,), control, 0, peer)
+                else:
+                    self._sock.sendto(wire, peer)
+            except OSError as error:
+                if patience.again(error.errno or 0):
+                    continue
+                count_send_error(error, self._intake.counters)
+                return False
+            return True

@@ -29,7 +29,7 @@ from canal_dns.metrics import Counters
 from canal_dns.server import _batch_mmsg as mmsg
 from canal_dns.server import _batch_py as pure
 from canal_dns.server import batch
-from canal_dns.server.sockets import open_udp, reply_control
+from canal_dns.server.sockets import Patience, open_udp, patience, reply_control
 from canal_dns.server.tally import Tally
 from canal_dns.settings import AccessSettings, Endpoint
 from tests.dns.packets import ask, opt, packet, upstream_reply
@@ -212,6 +212,8 @@ class Place:
 def filling(request: pytest.FixtureRequest) -> Iterator[Filling]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(mmsg, "_hosts", {socket.inet_aton(CLIENT[0]): CLIENT[0]})
+        # What another test has used up is there again.
+        monkeypatch.setattr(patience, "_until", 0.0)
         yield Filling(request.param, monkeypatch)
 
 
@@ -250,22 +252,43 @@ def test_a_wildcard_reply_leaves_from_the_address_that_was_asked_by_any_interfac
     assert v6 == ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, b"\xfd" * 16 + bytes(4)),)
 
 
+NO_ROOM = [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM]
+PENDING = [errno.ECONNREFUSED, errno.EINTR]
+PERMANENT = [errno.EPERM, errno.EINVAL, errno.EMSGSIZE, errno.ENETUNREACH]
+
+
 @wildcard
-@pytest.mark.parametrize(
-    "number",
-    [
-        errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.EINVAL, errno.EMSGSIZE, errno.ECONNREFUSED, errno.ENETUNREACH,
-        errno.EINTR, errno.ENOMEM,
-    ],
-    ids=errno.errorcode.get,
-)  # fmt: skip
-def test_p5_an_error_of_send_costs_exactly_one_reply(filling: Filling, number: int, wildcard: bool) -> None:
+@pytest.mark.parametrize("number", PERMANENT, ids=errno.errorcode.get)
+def test_p5_a_permanent_error_of_send_costs_exactly_one_reply(filling: Filling, number: int, wildcard: bool) -> None:
     sock = filling.socket([query(ident=ident) for ident in range(10)], wildcard=wildcard, failing={4: number})
     misses, counters = filling.drain(sock)
     assert misses == []
     assert [wire[1] for wire, _ in sock.sent] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert counters["canal_dns_send_errors_total"] == {(errno.errorcode[number],): 1}
     assert counters["canal_dns_answers_total"] == {("table",): 9}
+
+
+@wildcard
+@pytest.mark.parametrize("number", NO_ROOM + PENDING, ids=errno.errorcode.get)
+def test_p5_an_error_that_passes_costs_no_reply(filling: Filling, number: int, wildcard: bool) -> None:
+    failing = {1: number, 4: number, 5: number, 10: number}
+    sock = filling.socket([query(ident=ident) for ident in range(10)], wildcard=wildcard, failing=failing)
+    misses, counters = filling.drain(sock)
+    assert misses == []
+    assert [wire[1] for wire, _ in sock.sent] == list(range(10))
+    assert counters["canal_dns_send_errors_total"] == {}
+    assert counters["canal_dns_answers_total"] == {("table",): 10}
+
+
+@wildcard
+@pytest.mark.parametrize("number", NO_ROOM + PENDING, ids=errno.errorcode.get)
+def test_p5_a_kernel_that_takes_nothing_is_not_waited_for_long(filling: Filling, number: int, wildcard: bool) -> None:
+    always = dict.fromkeys(range(1, 10_000), number)
+    sock = filling.socket([query(ident=ident) for ident in range(10)], wildcard=wildcard, failing=always)
+    misses, counters = filling.drain(sock)
+    assert (misses, sock.sent) == ([], [])
+    assert sock.sends <= 10 + (Patience.WAITS if number in NO_ROOM else Patience.RETRIES)
+    assert counters["canal_dns_send_errors_total"] == {(errno.errorcode[number],): 10}
 
 
 @wildcard
