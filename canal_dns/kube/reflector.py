@@ -49,6 +49,10 @@ class Outcome(Enum):
     """It is not installed (404)."""
 
 
+class _BriefError(ApiError):
+    """The server ended a watch in good order, but too soon."""
+
+
 class Reflector:
     """One kind of the cluster, or of one namespace.
 
@@ -293,7 +297,7 @@ class Reflector:
                 # A Status that is not chunked has no line end either.
                 await self._take(lines, b"\n")
         if time.monotonic() - began < timing.brief:
-            raise ApiError("cut", "the watch ended as soon as it began")
+            raise _BriefError("cut", "the watch ended as soon as it began")
 
     async def _take(self, lines: decode.Lines, chunk: bytes) -> None:
         """Apply what arrived."""
@@ -398,7 +402,8 @@ class Reflector:
         """Remember what went wrong; how many seconds to wait."""
         timing = self._timing
         self._counters["canal_dns_source_errors_total"][(self.kind.name, problem.code)] += 1
-        self._was_away |= problem.code == "connect"
+        # Who is back at once may be another one than before, too.
+        self._was_away |= problem.code in ("connect", "cut", "timeout") and not isinstance(problem, _BriefError)
         pause = self._backoff.pause(time.monotonic()) if not self._at_once(problem, watching, lasted) else 0.0
         if problem.reason:
             self._from, self._reason = "", problem.reason

@@ -75,6 +75,22 @@ async def test_an_etcd_that_was_restored_while_the_server_was_away(w):
     await w.until(w.agrees)
 
 
+async def test_an_etcd_that_was_restored_behind_a_server_that_is_back_at_once(w):
+    """K4: nobody was told that the server was away; all that is seen of it is that the watch broke."""
+    put(w, "a")
+    await synced(w)
+    put(w, "undone")
+    await w.until(w.agrees)
+    w.server.delete("Service", "default", "undone")
+    w.server.rewind(2)
+    for watch in w.server.watches():
+        watch.muted = True
+        watch.reset()
+    await w.until(w.agrees)
+    assert w.count("relists_total", "Service", "restored") == 1
+    assert w.count("errors_total", "Service", "connect") == 0
+
+
 async def test_a_server_that_was_away_is_asked_for_its_version_and_no_more(w):
     put(w, *"abcde")
     one = await synced(w)
