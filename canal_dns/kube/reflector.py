@@ -328,13 +328,15 @@ class Reflector:
             match event.type:
                 case "ADDED" | "MODIFIED":
                     version, record = self._objects.read(event.object)
-                    if record is not None and self._usable(record) is not None:
+                    if self._usable(record) is not None and record is not None:
                         changed = self._apply(record)
                 case "DELETED":
                     version, namespace, name = self._objects.name(event.object)
                     changed = self._view.delete(kind, namespace, name)
                 case "BOOKMARK":
                     version = self._objects.version(event.object)
+                    if not version:
+                        raise decode.MalformedError("a bookmark without a version")
                     self._expect_bookmarks = True
                 case "ERROR":
                     self._count_event("ERROR")
@@ -365,9 +367,11 @@ class Reflector:
         """The place of an object in the view; None for what has none: another kind, an object without a name."""
         if record is None:
             self._counters["canal_dns_source_skipped_objects_total"][(self.kind.name, "OtherKind")] += 1
+            self._complain("an object of another kind")
             return None
         if not record.name:
             self._counters["canal_dns_source_skipped_objects_total"][(self.kind.name, "Invalid")] += 1
+            self._complain("an object without a name")
             return None
         return record.namespace, record.name
 
