@@ -332,6 +332,7 @@ class Forwarder:
 
     def _refused(self, channel: UdpChannel, now: float) -> None:
         self._failures[(channel.upstream.text, "refused")] += 1
+        self._udp.listen_again(channel)
         self._inflight.refused(channel, now)
 
     def _deliver(self, flight: Flight, now: float) -> None:

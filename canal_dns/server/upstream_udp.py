@@ -125,6 +125,12 @@ class UdpChannels:
         self._leave(channel)
         return channel
 
+    def listen_again(self, channel: UdpChannel) -> None:
+        """After an error: libuv polls a socket that had one no more, and an ICMP packet of anybody's would make it deaf."""
+        if self.own.get(channel.local) is channel:
+            self._loop.remove_reader(channel.sock.fileno())
+            self._loop.add_reader(channel.sock.fileno(), self.readable, channel)
+
     def drop(self, upstream: Upstream) -> None:
         """The upstream gets no queries any more."""
         for channel in self._pools.pop(upstream, ()):

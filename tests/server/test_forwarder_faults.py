@@ -432,6 +432,20 @@ class TestU15IcmpUnreachable:
             # The second try finds it.
             assert addresses(read(await asked)) == [TRUE]
 
+    async def test_the_socket_that_was_told_so_goes_on_listening(self) -> None:
+        """libuv polls a socket with an error no more: anybody's ICMP packet would have made it deaf."""
+        async with Scripted(silent) as upstream, forwarding(upstream) as client:
+            asked = client.ask()
+            await eventually(lambda: len(upstream.asks) == 1)
+            await upstream.stop()
+            (channel,) = (one for one in client.forwarder._udp.own.values() if one.local[1] == upstream.asks[0].port)
+            channel.sock.send(bytes(12))
+            await eventually(lambda: client.count("forward_failures_total", "refused") >= 1)
+            await upstream.start()
+            upstream.send(message(upstream.asks[0].packet, record()), channel.local)
+            assert addresses(read(await asked)) == [TRUE]
+            assert client.count("forward_failures_total", "timeout") == 0
+
     async def test_without_a_route_it_is_the_same(self) -> None:
         async with Scripted() as second, forwarding(second, budget=SHORT) as client:
             unreachable = Endpoint("255.255.255.255", 53)
