@@ -181,7 +181,7 @@ def answer(bytes packet not None, table, cache, double now, bint stream):
 # -- a stream ----------------------------------------------------------------------------------------------------------
 
 def answer_stream(octets, table, cache, double now, words, const Py_ssize_t most):
-    cdef list replies = [], misses = []
+    cdef list misses = []
     cdef Py_buffer view
     cdef const uint8_t *frame
     cdef Py_ssize_t at = 0, taken = 0
@@ -193,14 +193,11 @@ def answer_stream(octets, table, cache, double now, words, const Py_ssize_t most
     PyObject_GetBuffer(octets, &view, PyBUF_SIMPLE)
     try:
         begin(&counts, words, requests_tcp)
-        while taken < most and not garbage and at + 2 <= view.len:
+        while taken < most and not garbage and at + 2 <= view.len and filled + 2 + MAX_STREAM <= GATHERED:
             frame = <const uint8_t *>view.buf + at
             length = frame[0] << 8 | frame[1]
             if at + 2 + length > view.len:
                 break
-            if filled + 2 + MAX_STREAM > GATHERED:
-                replies.append(PyBytes_FromStringAndSize(<char *>gathered, filled))
-                filled = 0
             size = reply_to(gathered + filled + 2, frame + 2, length, True, table, cache, now, &of, &hit)
             if size:
                 gathered[filled] = <uint8_t>(size >> 8)
@@ -215,8 +212,7 @@ def answer_stream(octets, table, cache, double now, words, const Py_ssize_t most
         end(&counts, now)
     finally:
         PyBuffer_Release(&view)
-    wire = PyBytes_FromStringAndSize(<char *>gathered, filled)
-    return b"".join((*replies, wire)) if replies else wire, misses, at, taken
+    return PyBytes_FromStringAndSize(<char *>gathered, filled), misses, at, taken
 
 
 # -- the tally ---------------------------------------------------------------------------------------------------------

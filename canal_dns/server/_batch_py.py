@@ -20,7 +20,7 @@ from canal_dns.dns.access import LAST_DROPPED_PORT, Gate
 from canal_dns.dns.cache import AnswerCache, key_of
 from canal_dns.dns.responder import answer_from_table
 from canal_dns.dns.table import AnswerTable
-from canal_dns.dns.wire import HEADER, Fault, parse_query
+from canal_dns.dns.wire import HEADER, MAX_STREAM, Fault, parse_query
 from canal_dns.metrics import Counters
 from canal_dns.server.hits import Miss, count_hits
 from canal_dns.server.sockets import UdpSocket, count_send_error, patience, reply_control
@@ -94,13 +94,14 @@ def answer_stream(
     message too short or a response cannot be trusted to be a frame.
 
     Gives the replies to hits, framed and joined, which are counted as sent; every other message, in order, an empty one too;
-    how many octets were used, and how many frames they were. `cache` is as for `drain`.
+    how many octets were used, and how many frames they were. `cache` is as for `drain`. No frame more is taken once the
+    replies are longer than the longest message: the client may not take them.
     """
     replies: list[bytes] = []
     misses: list[bytes] = []
     whole = bytes(octets)
-    at, size = 0, len(whole)
-    while at + 2 <= size and len(replies) + len(misses) < most:
+    at, size, filled = 0, len(whole), 0
+    while at + 2 <= size and len(replies) + len(misses) < most and filled <= MAX_STREAM + 2:
         end = at + 2 + (whole[at] << 8 | whole[at + 1])
         if end > size:
             break
@@ -109,6 +110,7 @@ def answer_stream(
         at = end
         if reply is not None:
             replies.append(reply)
+            filled += 2 + len(reply)
             continue
         misses.append(packet)
         if len(packet) < HEADER or packet[2] & 0x80:

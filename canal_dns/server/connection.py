@@ -49,10 +49,14 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_active", "_blocked", "_ending", "_gathered", "_heard", "_home", "_host", "_in_flight", "_lingering", "_looked",
         "_octets", "_out", "_paused", "_port", "_progress", "_queries", "_queue", "_read_out", "_started", "_taken",
-        "_transport", "_turning", "_working", "_written", "slot",
+        "_transport", "_turning", "_working", "_written", "group", "held", "slot",
     )  # fmt: skip
 
-    def __init__(self, home: Connections, host: str, port: int) -> None:
+    def __init__(self, home: Connections, host: str, port: int, group: str | bytes = b"") -> None:
+        """`group`: whom its client counts as."""
+        self.group = group
+        self.held = 0
+        """Octets in memory, as `Connections` knows them."""
         self._home = home
         self._host = host
         self._port = port
@@ -241,6 +245,8 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None or self._lingering or transport.is_closing():
             return
         self._flush()
+        if not self._fits(transport):
+            return
         if self._ending and not self._queue and not self._in_flight and not (self._blocked and self._octets):
             self._hang_up(transport)
         elif self._ending or self._queue or self._blocked or self._in_flight >= self._home.settings.in_flight:
@@ -252,6 +258,17 @@ class Connection(asyncio.BufferedProtocol):
             # A message that was cut in two by our own pause is not the client's delay.
             self._started = self._active = _clock()
             transport.resume_reading()
+
+    def _fits(self, transport: asyncio.Transport) -> bool:
+        """True where what it holds is not too much; else it has ended."""
+        octets = len(self._octets) + transport.get_write_buffer_size()
+        if self._queue:
+            octets += sum(map(len, self._queue))
+        if (octets or self.held) and not self._home.hold(self, octets):
+            self._home.count_closed("memory")
+            self.abort()
+            return False
+        return True
 
     # -- how it ends ----------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,11 @@
 
 Rules of this file:
 - connections are accepted here, not by the loop: what is over a limit is closed before anything is built for it;
-- without descriptors nothing is accepted for a moment: neither asyncio nor uvloop is left to spin on a ready socket;
-- a client is its address (IPv4-mapped ones normalised); those of `access.peers` have no limit of their own.
+- connections do not get the last descriptors; without any nothing is accepted for a moment: neither asyncio nor uvloop is
+  left to spin on a ready socket;
+- a client is its address (IPv4-mapped ones normalised), or its prefix where one may be without end (Gate.group); those of
+  `access.peers` have no limit of their own;
+- what all connections together hold in memory is bounded: when it is too much, those that hold more than their share end.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import resource
 import socket
 import time
 from collections import Counter
@@ -24,10 +28,15 @@ from canal_dns.settings import Network, TcpSettings
 
 READ = 64 << 10
 """Octets of one read: what a connection can put into memory at once."""
+MEMORY = 32 << 20
+"""Octets that all connections may hold: what was read and waits for its turn, and replies that their clients do not take."""
 ACCEPTS = 64
 """Connections taken per readiness event, so that packets are not kept waiting by them."""
 ACCEPT_PAUSE = 0.25
 """Seconds without accepting after the kernel had no descriptor left; closing time-outs free some meanwhile."""
+RESERVED = 320
+"""Descriptors that no client's connection gets, of so few that they run out half of them: the sockets towards the upstreams
+(UdpChannels.POOL) and the API server, the admin endpoints and files take theirs from the same table."""
 CROWDED = 0.9
 """Share of the connections above which idle ones are closed early (dnsdist's overload threshold)."""
 CROWDED_IDLE = 0.1
@@ -45,7 +54,8 @@ class Connections:
         self._peers = peers
         self._open: set[Connection] = set()
         self._changed = asyncio.Event()
-        self._per_client: Counter[str] = Counter()
+        self._per_client: Counter[str | bytes] = Counter()
+        self._held = 0
         self._wheel = Wheel(_shortest(settings))
         self._closed = intake.counters["canal_dns_tcp_closed_total"]
         self._gauge = intake.counters["canal_dns_tcp_connections"]
@@ -71,12 +81,13 @@ class Connections:
         if len(self._open) >= self.settings.connections:
             self.count_closed("connections")
             return None
-        if self._per_client[host] >= self.settings.connections_per_client and not self._is_peer(host):
+        group = self.intake.gate.group(host)
+        if self._per_client[group] >= self.settings.connections_per_client and not self._is_peer(host):
             self.count_closed("client-connections")
             return None
-        connection = Connection(self, host, address[1])
+        connection = Connection(self, host, address[1], group)
         self._open.add(connection)
-        self._per_client[host] += 1
+        self._per_client[group] += 1
         self._gauge[()] = len(self._open)
         self._wheel.add(connection)
         return connection
@@ -86,9 +97,10 @@ class Connections:
         if connection in self._open:
             self._open.discard(connection)
             self._wheel.discard(connection)
-            self._per_client[connection.host] -= 1
-            if not self._per_client[connection.host]:
-                del self._per_client[connection.host]
+            self._per_client[connection.group] -= 1
+            if not self._per_client[connection.group]:
+                del self._per_client[connection.group]
+            self.hold(connection, 0)
             self._gauge[()] = len(self._open)
             self._changed.set()
 
@@ -96,6 +108,13 @@ class Connections:
         """The idle time-out in seconds: short while there are almost too many connections."""
         crowded = len(self._open) >= CROWDED * self.settings.connections
         return self.settings.idle * CROWDED_IDLE if crowded else self.settings.idle
+
+    def hold(self, connection: Connection, octets: int) -> bool:
+        """Take note of what a connection holds in memory now. False: it is to end, since all hold too much, and it more than
+        its share."""
+        self._held += octets - connection.held
+        connection.held = octets
+        return self._held <= MEMORY or octets * len(self._open) <= MEMORY
 
     def count_closed(self, reason: str) -> None:
         self._closed[(reason,)] += 1
@@ -169,6 +188,11 @@ class TcpListener:
                 if error.errno == errno.ECONNABORTED:
                     continue
                 return False
+            if sock.fileno() >= _for_clients():
+                # The kernel gives the lowest number that is free: all below are in use.
+                self._connections.count_closed("descriptors")
+                sock.close()
+                continue
             connection = self._connections.admit(address[:2])
             if connection is None:
                 sock.close()
@@ -193,6 +217,12 @@ class TcpListener:
     def _resume(self) -> None:
         self._paused = None
         self.start()
+
+
+def _for_clients() -> int:
+    """Descriptors that may be in use with one more connection."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - min(RESERVED, soft // 2)
 
 
 def _client(host: str) -> str:

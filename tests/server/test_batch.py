@@ -24,7 +24,7 @@ from canal_dns.dns.access import Gate
 from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.responder import Reply, Source, answer_from_table, decide
 from canal_dns.dns.table import AnswerTable
-from canal_dns.dns.wire import Framer, frame
+from canal_dns.dns.wire import MAX_STREAM, Framer, frame
 from canal_dns.metrics import Counters
 from canal_dns.server import _batch_mmsg as mmsg
 from canal_dns.server import _batch_py as pure
@@ -535,10 +535,15 @@ def test_nothing_is_taken_after_what_is_no_query(filling: Filling, garbage: byte
 
 def test_more_replies_than_are_gathered_at_once_come_in_order(filling: Filling) -> None:
     octets = b"".join(frame(query(ident=ident)) for ident in range(3000))
-    wire, misses, used, _ = filling.answer_stream(octets, table(), None, NOW, Tally().words, 5000)
-    replies = Framer().feed(wire)
-    assert (len(replies), misses, used) == (3000, [], len(octets))
+    replies, pieces = [], []
+    while octets:
+        wire, misses, used, taken = filling.answer_stream(octets, table(), None, NOW, Tally().words, 5000)
+        assert (misses, used) == ([], taken * len(frame(query())))
+        replies += Framer().feed(wire)
+        pieces.append(len(wire))
+        octets = octets[used:]
     assert [int.from_bytes(reply[:2], "big") for reply in replies] == list(range(3000))
+    assert all(MAX_STREAM < piece < MAX_STREAM + 512 for piece in pieces[:-1]), "what a client does not take is bounded"
 
 
 def test_hits_of_the_cache_are_counted_as_such(filling: Filling) -> None:

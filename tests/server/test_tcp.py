@@ -335,6 +335,56 @@ async def test_the_replies_of_a_client_that_reads_nothing_do_not_fill_the_memory
         assert is_vip(await ask(running.endpoint, query()))
 
 
+async def test_what_all_clients_leave_unread_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who hold more than their share end; who holds little does not (P3, P12)."""
+    monkeypatch.setattr("canal_dns.server.tcp.MEMORY", 256 << 10)
+    big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
+    held: list[Ask] = []
+
+    def script(ask: Ask) -> None:
+        held.append(ask) if ask.stream else ask.write(message(ask.packet, tc=True))
+
+    async with serving(script, tcp=limits(write=3600, idle=3600)) as running, connected(running.endpoint) as modest:
+        loop = asyncio.get_running_loop()
+        connections = running.service._connections
+        with contextlib.ExitStack() as stack:
+            for number in range(8):
+                sock = stack.enter_context(socket.socket())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.setblocking(False)
+                sock.bind((f"127.0.1.{number + 1}", 0))
+                await loop.sock_connect(sock, ("127.0.0.1", running.endpoint.port))
+                frames = [query(f"big{number}-{at}.up.test", ident=at) for at in range(10)]
+                await loop.sock_sendall(sock, b"".join(len(one).to_bytes(2, "big") + one for one in frames))
+            await eventually(lambda: len(held) == 80)
+            for one in held:
+                one.write(message(one.packet, *big))
+                await asyncio.sleep(0)
+            await eventually(lambda: running.counted("canal_dns_tcp_closed_total", "memory") > 0)
+            assert is_vip(await modest.ask(query()))
+            assert connections._held <= (256 << 10) + 128 * 1024
+        await eventually(lambda: running.counted("canal_dns_tcp_connections") == 1)
+        assert connections._held == 0
+
+
+async def test_limited_clients_count_by_their_prefix() -> None:
+    """Who has one address of a /64 has them all."""
+    everybody = AccessSettings(allow=(ipaddress.ip_network("::/0"), ipaddress.ip_network("127.0.0.0/8")))
+    async with serving(tcp=limits(connections_per_client=2), access=everybody) as running:
+        connections = running.service._connections
+        admitted = [connections.admit((f"2001:db8::{number}", 1)) for number in range(3)]
+        assert [one is not None for one in admitted] == [True, True, False]
+        assert connections.admit(("2001:db8:0:1::1", 1)) is not None, "another's"
+        private = [connections.admit((f"fd00::{number}", 1)) for number in range(3)]
+        assert None not in private, "the addresses of a node's pods"
+        assert admitted[0] is not None
+        connections.closed(admitted[0])
+        assert connections.admit(("2001:db8::9", 1)) is not None
+        for one in list(connections._open):
+            connections.closed(one)
+        assert not connections._per_client
+
+
 async def test_a_client_that_reads_slowly_gets_everything() -> None:
     big = [record(f"10.0.{number // 250}.{number % 250}") for number in range(1990)]
 
@@ -517,6 +567,24 @@ async def test_a_client_that_may_ask_no_more_is_told() -> None:
         assert is_vip(await client.ask(query()))
         await running.service.reconfigure(dataclasses.replace(running.settings, access=AccessSettings(allow=())))
         assert rcode(await client.ask(query())) == 5
+
+
+async def test_p4_connections_leave_descriptors_for_upstreams() -> None:
+    async with serving() as running, contextlib.AsyncExitStack() as undo:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2 * descriptors() + 40, hard))
+        undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        await running.reconfigure(tcp=limits(connections_per_client=1000))
+        # Each of them takes a descriptor of the client, too: both are this process.
+        for _ in range(40):
+            await undo.enter_async_context(connected(running.endpoint))
+            if running.counted("canal_dns_tcp_closed_total", "descriptors"):
+                break
+        else:
+            raise AssertionError("there was no limit")
+        reply = await ask(running.endpoint, query("a.up.test"))
+        assert rcode(reply) == 0
+        assert running.counted("canal_dns_tcp_accept_errors_total", "EMFILE") == 0
 
 
 async def test_p4_without_descriptors_accepting_pauses() -> None:
