@@ -237,7 +237,10 @@ class Forwarder:
     def _send(self, flight: Flight, upstream: Upstream, now: float) -> None:
         of_health = flight.probe and flight.query is PROBE
         try:
-            channel = self._udp.single(upstream, now) if of_health else self._udp.take(upstream, now)
+            if of_health:
+                channel = self._udp.single(upstream, now)
+            else:
+                channel = self._udp.take(upstream, now, flight.started if flight.late else -inf)
         except OSError:
             self._failures[(upstream.text, "socket")] += 1
             self._inflight.unsent(flight, upstream, now)

@@ -14,8 +14,9 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from math import inf
 
-from canal_dns.dns.flights import CHANNEL_QUERIES, Channel
+from canal_dns.dns.flights import CHANNEL_LIFE, CHANNEL_QUERIES, Channel
 from canal_dns.dns.upstreams import Upstream
 from canal_dns.server.upstream_series import Series, SeriesOf
 from canal_dns.settings import Endpoint
@@ -80,11 +81,21 @@ class UdpChannels:
         """Open sockets."""
         return sum(len(channels) for pools in (self._pools, self._leaving) for channels in pools.values())
 
-    def take(self, upstream: Upstream, now: float) -> UdpChannel:
-        """A channel for one query. Raises OSError if there is none and none can be opened."""
+    def take(self, upstream: Upstream, now: float, since: float = -inf) -> UdpChannel:
+        """A channel for one query. Raises OSError if there is none and none can be opened.
+
+        `since`: when a query was first sent that nobody answered: no channel is older, for all of those may lead nowhere.
+        """
+        born = since + CHANNEL_LIFE
         if self._burst_left:
             burst = self._burst
-            if burst is not None and now < self._burst_until and burst.upstream is upstream and burst.usable(now):
+            if (
+                burst is not None
+                and now < self._burst_until
+                and burst.upstream is upstream
+                and burst.usable(now)
+                and burst.expires >= born
+            ):
                 self._burst_left -= 1
                 return burst
             self._burst_left = 0
@@ -99,7 +110,7 @@ class UdpChannels:
         at = self._draws[self._drawn]
         self._drawn += 1
         channel = pool[at]
-        if not channel.usable(now):
+        if not channel.usable(now) or channel.expires < born:
             self._leave(channel)
             pool[at] = pool[-1]
             pool.pop()

@@ -74,6 +74,8 @@ class Stream:
         """Replies with TC=1, whatever else they are."""
         self.seconds: list[float] = []
         """Of every reply, in the order in which they came."""
+        self.last_bad = 0.0
+        """When the last query left that was not answered right; by time.monotonic()."""
         self.rcodes: dict[int, int] = {}
         self.worst: list[str] = []
         """The first wrong replies, for whoever has to find out."""
@@ -121,6 +123,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         for sock, flights in self._ends:
             self.lost += len(flights)
+            self.last_bad = max([self.last_bad, *(one.sent for one in flights.values())])
             loop.remove_reader(sock.fileno())
             sock.close()
 
@@ -176,7 +179,10 @@ class Stream:
                     flights[int.from_bytes(reply[:2])] = open_
                 continue
             self.seconds.append(now - open_.sent)
+            right = self.right
             self._judge(open_.question, reply)
+            if self.right == right:
+                self.last_bad = max(self.last_bad, open_.sent)
 
     def _judge(self, question: Question, reply: bytes) -> None:
         rcode = reply[3] & 15

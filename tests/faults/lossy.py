@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from canal_dns.settings import Endpoint
+from tests.server.scripted import LOOP_PROBE
 
 IDLE = 15.0
 """Seconds after which a flow is forgotten: a socket of canal-dns lives 10 s, and its last query is over 2 s later."""
@@ -65,6 +66,10 @@ class Lossy:
         self.behind = behind
         self.weather = weather
         self.there, self.back = Passed(), Passed()
+        self.loop_probes = 0
+        """Of what came from there: canal-dns counts them apart."""
+        self.oldest = 0.0
+        """Seconds between the first and the last datagram of one flow, at most."""
         self._random = random.Random(seed)
         self._flows: dict[Address, _Flow] = {}
         self._dead: set[Address] = set()
@@ -149,6 +154,8 @@ class Lossy:
             if flow is None:
                 flow = self._flows[client] = _Flow(self, client, self._loop)
             flow.used = time.monotonic()
+            self.oldest = max(self.oldest, flow.used - flow.began)
+            self.loop_probes += packet[12:].startswith(LOOP_PROBE)
             self.pass_on(self.there, flow, flow.sock.send, packet)
 
     def _sweep(self) -> None:
@@ -174,7 +181,7 @@ class _Flow:
 
     def __init__(self, home: Lossy, client: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.client = client
-        self.used = time.monotonic()
+        self.began = self.used = time.monotonic()
         self.closed = False
         self.sock = _udp()
         self.sock.connect((home.behind.host, home.behind.port))

@@ -112,7 +112,7 @@ def _differences(server: Server, streams: list[Stream], upstreams: list[Scripted
     for upstream in upstreams:
         sent = server.counted("canal_dns_forward_requests_total", to=str(upstream.endpoint), proto="udp")
         if isinstance(upstream, Lossy):
-            came = upstream.there.came
+            came = upstream.there.came - upstream.loop_probes
             for way, counts in (("there", upstream.there), ("back", upstream.back)):
                 if counts.missing:
                     found.append(f"{counts.missing} datagrams on their way {way}")

@@ -24,7 +24,7 @@ TRUE = "192.0.2.1"
 FORGED = "6.6.6.6"
 _BUFFER = 4 << 20
 """Octets of queries that may wait for the script."""
-_LOOP_PROBE = b"\x30canal-dns-loop-"
+LOOP_PROBE = b"\x30canal-dns-loop-"
 _BADVERS_OPT = bytes.fromhex("00 0029 04d0 01 00 0000 0000")
 
 
@@ -163,7 +163,7 @@ class Scripted:
         self.loop_probes = 0
         """Questions that find out whether an upstream leads back: no script is asked."""
         self.received = 0
-        """All that came in, probes too."""
+        """All that came in, health probes too; those for loops not."""
         self.connections = 0
         self.closes_at_accept = False
         """A connection is closed before anything was said."""
@@ -235,7 +235,8 @@ class Scripted:
             if self.probes_answered:
                 write(message(packet, tail=b"")[:10] + b"\0\1" + question_of(packet) + _BADVERS_OPT)
             return
-        if packet[12:].startswith(_LOOP_PROBE):
+        if packet[12:].startswith(LOOP_PROBE):
+            self.received -= 1
             self.loop_probes += 1
             if self.probes_answered:
                 write(message(packet, rcode=3))

@@ -17,6 +17,7 @@ import pytest
 
 from canal_dns.dns.wire import Type
 from canal_dns.server.upstream_tcp import MAX_CONNECTIONS
+from canal_dns.server.upstream_udp import POOL
 from canal_dns.settings import Endpoint, ForwardSettings
 from tests.server.scripted import FORGED, TRUE, Ask, Scripted, by_name, eventually, message, record, silent
 from tests.server.test_forwarder import SHORT, addresses, extended_error, forwarding, query, read
@@ -551,6 +552,23 @@ async def test_u17_the_second_try_leaves_by_another_socket() -> None:
     async with Scripted(script) as upstream, forwarding(upstream, budget=SHORT) as client:
         assert addresses(await client.answer()) == [TRUE]
         assert len({ask.port for ask in upstream.asks}) == 2
+
+
+async def test_u16_the_second_try_leaves_by_a_socket_that_is_younger_than_the_query() -> None:
+    """Old ones may all lead nowhere: conntrack keeps them where they led, also when that pod is gone."""
+    known: set[int] = set()
+
+    def script(ask: Ask) -> None:
+        if ask.port not in known:
+            ask.reply()
+
+    async with Scripted(script) as upstream, forwarding(upstream, budget=SHORT) as client:
+        for _ in range(2):
+            await asyncio.gather(*(client.ask(query(f"n{n}.up.test")) for n in range(POOL)))
+        known |= {ask.port for ask in upstream.asks}
+        wires = await asyncio.gather(*(client.ask(query(f"m{n}.up.test")) for n in range(100)))
+        # Now and then the kernel gives a new socket a port that an old one had.
+        assert sum(addresses(read(wire)) == [TRUE] for wire in wires) >= 80
 
 
 async def test_the_first_socket_keeps_listening_during_the_second_try() -> None:
