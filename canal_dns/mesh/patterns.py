@@ -287,7 +287,7 @@ class _Parser:
     def _braces(self) -> tuple[int, int | None]:
         end = self.text.find("}", self.at)
         low, comma, high = self.text[self.at + 1 : end].partition(",")
-        if end < 0 or not low.isdigit() or (high and not high.isdigit()) or len(low + high) > 6:
+        if end < 0 or not low or not f"{low}{high}".isascii() or not f"{low}{high}".isdigit() or len(low + high) > 6:
             raise _Unknown
         self.at = end + 1
         least = int(low)
