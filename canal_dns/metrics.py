@@ -98,6 +98,7 @@ METRICS = (
         "Replies from the cache after they had expired, all upstreams being down.",
     ),
     Metric("canal_dns_loops_total", _COUNTER, "Queries of our own, probes for loops among them, that came back to us."),
+    Metric("canal_dns_loop_probes_total", _COUNTER, "Probes sent to find out whether an upstream leads back to us.", ("to",)),
     Metric("canal_dns_worker_restarts_total", _COUNTER, "Worker processes started again, by cause.", ("cause",)),
     Metric("canal_dns_workers", _GAUGE, "Worker processes that answer; 0: everything runs in one process."),
     Metric("canal_dns_table_generation", _GAUGE, "Generation of the answer table that was published last."),

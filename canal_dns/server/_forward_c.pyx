@@ -355,7 +355,7 @@ cdef class Quick:
                 flight.joined.append((miss, sock, answer, now))
                 self.forwarder._coalesced[()] += 1
                 if host in self.forwarder.hosts:
-                    self.forwarder.suspect(self.forwarder.hosts[host], name, now)
+                    self.forwarder.suspect(host, name, now)
             else:
                 share -= 1
                 flight.key, flight.upstream, flight.channel, flight.do = key, upstream, self.channel, dnssec

@@ -92,8 +92,8 @@ class Forwarder:
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
         self._watch = Loops(os.urandom)
-        self.hosts: dict[str, Upstream] = {}
-        """The upstreams by their addresses: a client may have one of them."""
+        self.hosts: frozenset[str] = frozenset()
+        """Addresses of the upstreams: a client may have one of them."""
         self._series = SeriesOf(counters)
         self.counters = counters
         self._quick: Quick | None = None
@@ -117,6 +117,7 @@ class Forwarder:
         self._in_flight = counters["canal_dns_forward_in_flight"]
         self._up = counters["canal_dns_forward_upstream_up"]
         self._loops = counters["canal_dns_loops_total"]
+        self._probes = counters["canal_dns_loop_probes_total"]
         self._looping = counters["canal_dns_forward_upstream_looping"]
         self._dropped = counters["canal_dns_dropped_total"]
         self._prefetches = counters["canal_dns_cache_prefetch_total"]
@@ -147,7 +148,7 @@ class Forwarder:
         elif flight is None:
             self._coalesced[()] += 1
             if client in self.hosts:
-                self.suspect(self.hosts[client], query.name, now)
+                self.suspect(client, query.name, now)
         else:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
             self._rejected[(flight.value,)] += 1
@@ -183,13 +184,14 @@ class Forwarder:
         if flight is None or flight.query.question != query.question:
             return False
         self._loops[()] += 1
-        self.suspect(channel.upstream, query.name, _clock())
+        self.suspect(channel.upstream.endpoint.host, query.name, _clock())
         return True
 
-    def suspect(self, upstream: Upstream, name: bytes, now: float) -> None:
-        """A question for this name seems to have come back from an upstream: a probe is to find out."""
-        if self._watch.suspect(upstream, name, now):
-            self._arm(now)
+    def suspect(self, host: str, name: bytes, now: float) -> None:
+        """A question for this name seems to have come back from the upstreams at this address: a probe is to find out."""
+        for upstream in self._upstreams:
+            if upstream.endpoint.host == host and self._watch.suspect(upstream, name, now):
+                self._arm(now)
 
     def reconfigure(self, settings: ForwardSettings, domain: bytes | None = None) -> None:
         """Other upstreams, another order, other limits, another cluster domain. Nothing that is on its way is lost."""
@@ -214,7 +216,7 @@ class Forwarder:
             self._series.pop(upstream, None)
         if domain is not None:
             self._watch.configure(self._upstreams, domain, settings.sentinel is Sentinel.DO, _clock())
-        self.hosts = {upstream.endpoint.host: upstream for upstream in self._upstreams}
+        self.hosts = frozenset(upstream.endpoint.host for upstream in self._upstreams)
         self._tell()
         self._arm(_clock())
 
@@ -248,7 +250,10 @@ class Forwarder:
         ident = self._inflight.assign(flight, channel)
         packet = probe_packet(ident) if of_health else upstream_query(flight.query, ident, do=flight.do)
         flight.sent = now
-        self._requests[channel.series.udp] += 1
+        if flight.probe and not of_health:
+            self._probes[(upstream.text,)] += 1
+        else:
+            self._requests[channel.series.udp] += 1
         try:
             channel.send(packet)
         except OSError:
@@ -288,7 +293,7 @@ class Forwarder:
             elif type(order) is Done:
                 if order.rejection is not None:
                     self._rejected[(order.rejection.value,)] += len(order.flight.waiters)
-                self._deliver(order.flight, now)
+                (self._probed if order.flight.probe else self._deliver)(order.flight, now)
         self._arm(now)
 
     # -- and back ----------------------------------------------------------------------------------------------------
@@ -326,11 +331,13 @@ class Forwarder:
         flight = self._inflight.received(channel, packet)
         if isinstance(flight, (Mismatch, Ignored)):
             self._ignored[(flight.value,)] += 1
+        elif flight.probe and flight.query is not PROBE:
+            self._probed(flight, now)
         else:
             series = channel.series
             self._responses[series.rcodes[packet[3] & 15]] += 1
             series.duration.observe(now - flight.sent)
-            if flight.done:
+            if flight.done and not flight.probe:
                 self._deliver(flight, now)
 
     def _refused(self, channel: UdpChannel, now: float) -> None:
@@ -339,9 +346,6 @@ class Forwarder:
         self._inflight.refused(channel, now)
 
     def _deliver(self, flight: Flight, now: float) -> None:
-        if flight.probe:
-            self._probed(flight, now)
-            return
         for query, _, reply_to, since, exempt in flight.waiters:
             try:
                 wire = self._outcome(flight, query, since, now, exempt)
@@ -356,9 +360,7 @@ class Forwarder:
         self._delivered(flight, now)
 
     def _probed(self, flight: Flight, now: float) -> None:
-        """A probe has ended; one for health has done all it can by being answered."""
-        if flight.query is PROBE:
-            return
+        """A probe of whether an upstream leads back has ended."""
         upstream = flight.upstream
         if self._watch.answered(upstream, flight.query, flight.reply, now):
             self._loops[()] += 1
