@@ -30,12 +30,12 @@ _INSIDE = "CANAL_DNS_FAULTS_INSIDE"
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="canal-dns under every fault of the bench")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="U1 ... U22, K1 ... K15, P1 ... P21; default: all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="U1 ... U22, K1 ... K15, P1 ... P21, A1 ... A6; default: all")
     parser.add_argument("--long", action="store_true", help="the figures at full length: about an hour")
     parser.add_argument("--write", action="store_true", help="keep the figures for docs/reliability.md")
     wanted = parser.parse_args(arguments)
     if unknown := [ident for ident in wanted.rows if ident not in IDS]:
-        parser.error(f"no such row: {', '.join(unknown)}; there are U1 to U22, K1 to K15 and P1 to P21")
+        parser.error(f"no such row: {', '.join(unknown)}; there are U1 to U22, K1 to K15, P1 to P21 and A1 to A6")
     if wanted.write and wanted.rows:
         parser.error("--write is for a run of all rows")
     if not os.environ.get(_INSIDE):

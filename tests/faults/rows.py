@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.faults.bench import Bench
 
-IDS = tuple(f"{kind}{number}" for kind, most in (("U", 22), ("K", 15), ("P", 21)) for number in range(1, most + 1))
-"""Every row there must be: faults of the upstreams, of the Kubernetes API, and of process, kernel and network."""
+IDS = tuple(f"{kind}{number}" for kind, most in (("U", 22), ("K", 15), ("P", 21), ("A", 6)) for number in range(1, most + 1))
+"""Every row there must be: faults of the upstreams, of the Kubernetes API, of process, kernel and network, and abuse."""
 
-SUBJECTS = {"U": "upstream", "K": "apiserver", "P": "process"}
+SUBJECTS = {"U": "upstream", "K": "apiserver", "P": "process", "A": "abuse"}
 """What the names of a kind's modules begin with, and nothing else in this package."""
 
 
