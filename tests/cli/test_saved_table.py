@@ -2,9 +2,13 @@
 
 import shutil
 import signal
+import time
 
+import msgspec
 import pytest
 
+from canal_dns.app import snapshot
+from tests.app.test_upgrade import BOUND, versions
 from tests.process import DEMO, Process, Server, wait_for
 
 HELLO = "helloworld.default.svc.cluster.local"
@@ -23,15 +27,13 @@ snapshot: {{path: {path}, readyAfter: {ready_after}}}
 def start(request, tmp_path):
     """Starts a server with the manifests of `tmp_path/manifests`, whether they are there or not."""
 
-    def start(ready_after="0s"):
+    def start(ready_after="0s", manifests=tmp_path / "manifests"):
         config = tmp_path / "canal-dns.yaml"
         config.write_text(
-            CONFIG.format(
-                manifests=tmp_path / "manifests", workers=request.param, path=tmp_path / "table", ready_after=ready_after
-            )
+            CONFIG.format(manifests=manifests, workers=request.param, path=tmp_path / "table", ready_after=ready_after)
         )
         server = Server.__new__(Server)
-        Process.__init__(server, "serve", "-c", str(config))
+        Process.__init__(server, "serve", "-c", str(config), cwd=tmp_path)
         return server
 
     shutil.copytree(DEMO, tmp_path / "manifests")
@@ -93,3 +95,13 @@ def test_a_change_is_saved_while_running(start, tmp_path):
         wait_for(lambda: (tmp_path / "table").read_bytes() != before)
         assert HELLO.encode() not in (tmp_path / "table").read_bytes()
         assert 'canal_dns_snapshot_writes_total{result="ok"}' in server.get("/metrics")[1]
+
+
+@versions
+def test_the_table_of_the_version_before_answers_after_an_upgrade_without_anything_to_read(start, path, tmp_path):
+    # As it is after an upgrade: saved by the version before, a moment ago.
+    snapshot.write(tmp_path / "table", msgspec.structs.replace(snapshot.read(path), written=time.time()))
+    with start(manifests="config/demo") as server:
+        server.line_with("the saved table answers")
+        assert all(server.addresses(name) == ["10.96.9.9"] for name in BOUND)
+        assert server.get("/ready")[0] == 200
