@@ -1,7 +1,7 @@
 """Questions that go on while something happens to the cluster: every answer is held against what it may be at that time.
 
 Rules of this file:
-- one thread per server, each asks all names in turn, over UDP and without retries: a lost answer is a finding;
+- one thread per server, each asks all names in turn, over UDP (or TCP) and without retries: a lost answer is a finding;
 - an answer is a text: addresses ("10.96.9.9"), "NODATA", a response code ("NXDOMAIN"), or "no answer";
 - what is not allowed at the moment of asking is remembered, and fails the block: SERVFAIL and REFUSED are never allowed.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from tests.e2e import cluster
@@ -24,10 +24,11 @@ MISSING = cluster.fqdn("no-such-service.default")
 
 
 class Stream:
-    """`servers`: name for people -> address."""
+    """`servers`: name for people -> address; `tcp`: those of them that are asked over TCP."""
 
-    def __init__(self, servers: Mapping[str, str]) -> None:
+    def __init__(self, servers: Mapping[str, str], tcp: Collection[str] = ()) -> None:
         self.servers = dict(servers)
+        self._tcp = frozenset(tcp)
         self.answers: Counter[tuple[str, str]] = Counter()
         """How often (name, answer) came."""
         self.wrong: list[str] = []
@@ -106,7 +107,7 @@ class Stream:
                 if self._stop.wait(PAUSE) or server in self._silenced:
                     continue
                 asked = time.monotonic()
-                said = _answer(self.servers[server], name)
+                said = _answer(self.servers[server], name, tcp=server in self._tcp)
                 allowed = before | self._allowed.get(name, before)
                 if said not in allowed and server not in self._silenced:
                     self.wrong.append(f"{asked - self._began:.2f} s: {server} said {said} for {name}, not {sorted(allowed)}")
@@ -114,9 +115,9 @@ class Stream:
                 self._last[server, name] = asked, said
 
 
-def _answer(server: str, name: str) -> str:
+def _answer(server: str, name: str, *, tcp: bool = False) -> str:
     try:
-        answer = ask(server, name, "A", timeout=5)
+        answer = ask(server, name, "A", tcp=tcp, timeout=5)
     except (TimeoutError, ConnectionError) as problem:
         return f"no answer ({problem!r})"
     if answer.rcode != "NOERROR":
