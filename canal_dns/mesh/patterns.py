@@ -4,7 +4,7 @@ Rules of this file:
 - RE2's common syntax becomes a small automaton that is run in linear time: the expressions are written by tenants, and Python's
   own `re` can be made to run for hours;
 - what is not understood (word boundaries, Unicode classes, multi-line mode, huge repetitions) gives None: the caller then knows
-  nothing but how a text that it takes must begin (`beginning`);
+  nothing but how a text that it takes must begin (`beginning`); nor is what takes too much work to understand (_MAX_STEPS);
 - Envoy matches the whole text (safe_regex); `^` and `$` hold at its ends only.
 """
 
@@ -26,6 +26,9 @@ _MAX_SETS = 200
 _MAX_VISITS = 2
 _MAX_REPEAT = 100
 _MAX_DEPTH = 50
+_MAX_STEPS = 25_000
+"""Ways between states that are looked at to understand an expression, and again to find examples: some 10 ms each. Ordinary ones
+need a few thousand; a thousand characters can be made to need millions, and one object can hold a thousand such expressions."""
 
 
 def _mask(chars: str) -> int:
@@ -64,7 +67,14 @@ class Pattern:
         start: int,
         accept: int,
     ) -> None:
-        closures = [_closure(silent, state) for state in range(len(moves))]
+        """Raises _Unknown where there are too many ways."""
+        closures = []
+        steps = 0
+        for state in range(len(moves)):
+            closures.append(_closure(silent, state))
+            steps += len(closures[-1])
+            if steps > _MAX_STEPS:
+                raise _Unknown
         self._moves = [[(mask, closures[target]) for mask, target in edges] for edges in moves]
         self._start = _closure(_joined(silent, anchors["^"]), start)
         self._empty = accept in _closure(_joined(silent, anchors["^"] + anchors["$"]), start)
@@ -82,8 +92,10 @@ class Pattern:
         return not self._accepting.isdisjoint(states) if text else self._empty
 
     def examples(self, start: str = "", limit: int = 12) -> list[str]:
-        """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit."""
+        """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit, and as
+        far as they are found in _MAX_STEPS."""
         states = self._after(start)
+        steps = 0
         found: list[str] = []
         visits: Counter[frozenset[int]] = Counter()
         queue = [(states, start)]
@@ -92,7 +104,11 @@ class Pattern:
                 found.append(text)
                 if len(found) >= limit:
                     break
+            ways = sum(len(self._moves[state]) for state in current)
             for mask in self._parts(current):
+                steps += ways
+                if steps > _MAX_STEPS:
+                    return found
                 following = self._step(current, mask)
                 visits[following] += 1
                 if following and visits[following] <= _MAX_VISITS and len(visits) <= _MAX_SETS:

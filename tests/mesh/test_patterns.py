@@ -63,6 +63,19 @@ def test_it_is_linear() -> None:
     assert not known.takes("a" * 2000)
 
 
+@pytest.mark.parametrize("regex", ["(a*)*" * 200, "(a|b|c|d){1,100}", "(" + "|".join("abcdefghij" * 20) + ")*"])
+def test_what_takes_too_much_work_is_not_understood(regex: str) -> None:
+    """A tenant's object of 1 MiB could hold a thousand of them, half a second each."""
+    assert pattern(regex) is None
+
+
+@pytest.mark.parametrize("regex", ["/.{1,100}/.{1,100}", r"/([a-z]{1,63}\.){1,4}[a-z]{2,}", "/[a-z0-9-]{1,63}(/.*)?"])
+def test_what_takes_some_work_is_understood(regex: str) -> None:
+    known = pattern(regex)
+    assert known is not None
+    assert known.examples("/")
+
+
 @pytest.mark.parametrize(
     ("regex", "taken", "not_taken"),
     [
