@@ -42,8 +42,8 @@ except ImportError:
 
 MAX_DEPTH = 100
 """Nested collections in one document; Kubernetes objects need fewer than 30."""
-MAX_NODES = 4_000_000
-"""Values in one file, aliases counted as often as they are used: more than 16 MiB can hold without them."""
+MORE_NODES = 100_000
+"""Values in one file beyond one per octet, aliases counted as often as they are used: without them no file has so many."""
 MAX_LISTS = 4
 """`List` kinds inside `List` kinds."""
 
@@ -133,7 +133,7 @@ def _yaml(data: bytes, path: str) -> Iterator[tuple[object, int | None]]:
 
 
 class _Loader(Composer, _Events, SafeConstructor, Resolver):
-    """CSafeLoader with the composer that can be bounded, and without the implicit timestamps."""
+    """CSafeLoader with the composer that can be bounded, without the implicit timestamps and the numbers to the base of 60."""
 
     # YAML 1.1 would make a datetime of an unquoted creationTimestamp.
     yaml_implicit_resolvers = {  # noqa: RUF012
@@ -148,6 +148,7 @@ class _Loader(Composer, _Events, SafeConstructor, Resolver):
         Resolver.__init__(self)
         self._depth = 0
         self._nodes = 0
+        self._most = MORE_NODES + len(data)
         self._weights: dict[str, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -163,10 +164,34 @@ class _Loader(Composer, _Events, SafeConstructor, Resolver):
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=mark)
-        if self._nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} values", problem_mark=mark)
+        if self._nodes > self._most:
+            raise yaml.MarkedYAMLError(problem=f"more than {self._most} values", problem_mark=mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if event.anchor is not None and not is_alias:
             self._weights[event.anchor] = self._nodes - before
         return node
+
+
+def _number(tag: str) -> None:
+    """Numbers as the rest can take them.
+
+    `1:30` is a text, as for `kubectl`: PyYAML would make a number to the base of 60 of it, which takes four times as long for
+    twice as many digits. A number that Python cannot write in decimal is refused however it is written: who complains of a
+    number has to.
+    """
+    make = SafeConstructor.yaml_constructors[tag]
+
+    def construct(loader: Any, node: Any) -> Any:
+        text = loader.construct_scalar(node)
+        if ":" in text:
+            return text
+        value = make(loader, node)
+        str(value)
+        return value
+
+    _Loader.add_constructor(tag, construct)
+
+
+_number("tag:yaml.org,2002:int")
+_number("tag:yaml.org,2002:float")
