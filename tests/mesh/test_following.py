@@ -432,6 +432,7 @@ def test_following() -> None:
     assert not short_of(Following.seen, {"bound": 0.1, "new": 0.01, "unbound": 0.01}), Following.seen
 
 
+@pytest.mark.timeout(300)
 def test_the_worlds_bind() -> None:
     """The same ones each time: `derandomize`."""
     seen: Counter[str] = Counter()

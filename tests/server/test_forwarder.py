@@ -148,7 +148,8 @@ class TestRelayed:
         async with Scripted() as upstream, forwarding(upstream) as client:
             for _ in range(100):
                 await asyncio.gather(*(client.ask(query(f"n{n}.up.test")) for n in range(100)))
-            assert len(upstream.asks) == 10_000
+            # On a crowded machine some are asked twice.
+            assert len(upstream.asks) >= 10_000
             assert len({ask.port for ask in upstream.asks}) >= 256
             assert len({ask.id for ask in upstream.asks}) > 8000
 
