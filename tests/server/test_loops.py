@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import socket
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -25,71 +23,11 @@ from canal_dns.server.sockets import probe as free_endpoint
 from canal_dns.settings import CacheSettings, Endpoint, Sentinel, Settings
 from tests.server.scripted import FORGED, Scripted, eventually, message, record
 from tests.server.serving import BOUND, LOOPBACK, ask, connected, descriptors, is_vip, query, rcode, settings, udp_client
+from tests.server.stub import NXDOMAIN, Stub
 
 CLUSTER = names.from_text("cluster.local")
 PLAIN, SHOP = "plain.default.svc.cluster.local", "stock.shop.svc.cluster.local"
-NXDOMAIN, SERVFAIL = 3, 2
-
-
-class Stub:
-    """A server that sends what it is asked on, to its `targets` in turn, and answers NXDOMAIN where `mended` says so.
-
-    `source`: the address from which it asks on.
-    """
-
-    def __init__(self) -> None:
-        self.targets: list[Endpoint] = []
-        self.mended: Callable[[str], bool] = lambda name: False
-        self.reply: Callable[[bytes], bytes] = lambda packet: message(packet, rcode=NXDOMAIN)
-        self.source = "127.0.0.1"
-        self.asked: list[str] = []
-        self.packets: Counter[str] = Counter()
-        """Received and sent, by name."""
-        self._sock = udp_client()
-        self.endpoint = Endpoint("127.0.0.1", self._sock.getsockname()[1])
-        self._open: set[socket.socket] = set()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._sock.fileno(), self._readable)
-
-    def probes(self) -> list[str]:
-        """The zones that were probed."""
-        return [name.partition(".")[2] for name in self.asked if name.startswith("canal-dns-loop-")]
-
-    def close(self) -> None:
-        for sock in [*self._open]:
-            self._drop(sock)
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
-
-    def _readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._take(*self._sock.recvfrom(4096))
-
-    def _take(self, packet: bytes, peer: tuple[str, int]) -> None:
-        name = names.to_text(packet[12 : packet.index(0, 12) + 1]).rstrip(".")
-        self.asked.append(name)
-        self.packets[name] += 2
-        if not name or self.mended(name) or not self.targets:
-            self._sock.sendto(self.reply(packet), peer)
-            return
-        target = self.targets[len(self.asked) % len(self.targets)]
-        sock = udp_client(self.source)
-        sock.connect((target.host, target.port))
-        self._open.add(sock)
-        self._loop.add_reader(sock.fileno(), self._answered, sock, peer, name)
-        sock.send(packet)
-
-    def _answered(self, sock: socket.socket, peer: tuple[str, int], name: str) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.sendto(sock.recv(4096), peer)
-            self.packets[name] += 2
-        self._drop(sock)
-
-    def _drop(self, sock: socket.socket) -> None:
-        self._loop.remove_reader(sock.fileno())
-        self._open.discard(sock)
-        sock.close()
+SERVFAIL = 2
 
 
 @pytest.fixture(params=["native", "python"], autouse=True)
@@ -331,8 +269,7 @@ class TestOver:
         stub.targets = [Endpoint("127.0.0.1", 9)]
         async with node:
             await eventually(lambda: bool(stub.probes()))
-        for sock in [*stub._open]:
-            stub._drop(sock)
+        stub.let_go()
         await eventually(lambda: descriptors() <= before)
 
 
