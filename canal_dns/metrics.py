@@ -107,6 +107,12 @@ METRICS = (
     Metric("canal_dns_bound_names", _GAUGE, "Names that answer with a VIP."),
     Metric("canal_dns_skipped_names", _GAUGE, "Names that are not bound, by reason.", ("reason",)),
     Metric(
+        "canal_dns_problems",
+        _GAUGE,
+        "Objects that count for nothing, or not for all they say, by reason; Conflicted: another gateway has the name.",
+        ("reason",),
+    ),
+    Metric(
         "canal_dns_event_to_answer_seconds",
         _HISTOGRAM,
         "Seconds from an event's arrival to the table that answers by it, in every process that answers.",

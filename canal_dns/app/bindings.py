@@ -294,6 +294,10 @@ class Bindings:
         skipped.clear()
         for reason, count in self.feed.reasons().items():
             skipped[(reason,)] = count
+        problems = counters["canal_dns_problems"]
+        problems.clear()
+        for problem in self.feed.result.problems:
+            problems[(problem.reason.value,)] += 1
         for gauge in SOURCE_GAUGES:
             # Another source may have been here before, with other kinds.
             counters[gauge].clear()

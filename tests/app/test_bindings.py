@@ -121,3 +121,16 @@ async def test_a_cluster_keeps_its_own_gateways_until_another_one_was_read(setti
             await reconfigured(bindings, dataclasses.replace(here, binding=stricter))
             assert bindings.feed.settings == here.binding
             assert bindings._incoming.settings == stricter
+
+
+async def test_objects_that_are_of_no_use_are_counted_by_reason(settings, tmp_path):
+    broken = tmp_path / "manifests" / "broken.json"
+    broken.write_text('{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "b"}, "spec": 7}')
+    async with running(settings) as bindings:
+        await until(lambda: bindings.synced)
+        bindings.observe(bindings._counters)
+        assert dict(bindings._counters["canal_dns_problems"]) == {("Invalid",): 1}
+        broken.unlink()
+        await until(lambda: not bindings.feed.result.problems)
+        bindings.observe(bindings._counters)
+        assert not bindings._counters["canal_dns_problems"]
