@@ -42,6 +42,9 @@ class Process:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )  # fmt: skip
+        self.reading = threading.Event()
+        """While it is not set nobody reads the output."""
+        self.reading.set()
         self._readers = [
             threading.Thread(target=self._read, args=(self.popen.stdout, self.lines), daemon=True),
             threading.Thread(target=self._read, args=(self.popen.stderr, self.errors), daemon=True),
@@ -52,6 +55,7 @@ class Process:
     def _read(self, stream, lines):
         with contextlib.suppress(ValueError):
             for line in stream:
+                self.reading.wait()
                 lines.append(line.rstrip("\n"))
 
     def line_with(self, text):
@@ -84,6 +88,7 @@ class Process:
         return self
 
     def __exit__(self, *_):
+        self.reading.set()
         if self.popen.poll() is None:
             self.signal(signal.SIGINT)
             try:

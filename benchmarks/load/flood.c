@@ -1,11 +1,13 @@
 /*
  * flood: a DNS load generator for one core, faster than dnsperf and honest about what it loses.
  *
- *   flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] [-r RATE [-c]] [-m udp|tcp] [-T TIMEOUT_MS]
+ *   flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-b ADDRESS] [-w WINDOW] [-s SOCKETS]
+ *         [-r RATE [-n BURST] [-c]] [-m udp|tcp] [-T TIMEOUT_MS]
  *
  * Without -r: closed loop. WINDOW queries are kept open over SOCKETS sockets; an answer makes room for the next query.
  * With -r: open loop. RATE queries a second leave at their time, whether answers come or not; the time to each answer is taken.
- * With -m tcp: SOCKETS connections, each with its share of the window in flight; answers may come in any order.
+ * With -n: BURST of them at once, for rates at which a system call for each query is too many.
+ * With -b: from that address. With -m tcp: SOCKETS connections, each with its share of the window in flight; answers may come in any order.
  *
  * Rules of this file:
  * - only loopback addresses; it ends by itself after SECONDS (and an alarm ends it if it should hang);
@@ -71,8 +73,8 @@ static struct query *queries;
 static uint32_t query_count, next_query;
 static struct flow flows[MAX_SOCKETS];
 static bool tcp;
-static struct sockaddr_storage target;
-static socklen_t target_length;
+static struct sockaddr_storage target, source;
+static socklen_t target_length, source_length;
 static uint64_t sent, answered, answered_in_time, lost, strays, empty, truncated, refusals, late, closed;
 static uint64_t rcodes[16];
 static uint64_t histogram[DOUBLINGS * SUB];
@@ -175,6 +177,8 @@ static void open_flow(struct flow *flow)
     int room = 4 << 20, yes = 1;
     /* A connection is made before the socket stops blocking: loopback does not keep anybody waiting. */
     flow->fd = socket(target.ss_family, tcp ? SOCK_STREAM : SOCK_DGRAM, 0);
+    if (flow->fd >= 0 && source_length && bind(flow->fd, (struct sockaddr *)&source, source_length) < 0)
+        fail(1, "cannot bind", strerror(errno));
     if (flow->fd < 0 || connect(flow->fd, (struct sockaddr *)&target, target_length) < 0)
         fail(1, errno == ECONNREFUSED ? "nobody listens there" : "cannot connect", strerror(errno));
     if (fcntl(flow->fd, F_SETFL, O_NONBLOCK) < 0)
@@ -468,16 +472,17 @@ static void sleep_until(int count, int64_t due)
     ppoll(polled, (nfds_t)count, &wait, NULL);
 }
 
-static void open_loop(int count, double rate, int64_t timeout, bool calm)
+static void open_loop(int count, double rate, int64_t timeout, bool calm, unsigned burst)
 {
     int64_t began = now(), swept = began, gap = (int64_t)(1e9 / rate);
     uint64_t turn = 0;
+    rate /= burst;
     for (int64_t at = began; at < deadline; at = now()) {
         int moved = 0;
         int64_t due = began + (int64_t)((double)turn * 1e9 / rate);
         if (at >= due) {
             late += at - due > gap;
-            moved += send_some(&flows[turn % (unsigned)count], 1);
+            moved += send_some(&flows[turn % (unsigned)count], burst);
             turn++; /* also when the kernel took nothing: the rate is not made up for later */
         }
         for (int i = 0; i < count; i++)
@@ -541,19 +546,21 @@ static double number(const char *text, double low, double high, const char *what
 
 int main(int argc, char **argv)
 {
-    const char *address = "127.0.0.1", *file = NULL;
+    const char *address = "127.0.0.1", *file = NULL, *from = NULL;
     double seconds = 0, rate = 0;
-    int port = 0, sockets = 8, window = 192, timeout_ms = 500;
+    int port = 0, sockets = 8, window = 192, timeout_ms = 500, burst = 1;
     bool calm = false;
-    for (int option; (option = getopt(argc, argv, "a:p:f:t:w:s:r:T:m:c")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "a:b:p:f:t:w:s:r:n:T:m:c")) != -1;) {
         switch (option) {
         case 'a': address = optarg; break;
+        case 'b': from = optarg; break;
         case 'p': port = (int)number(optarg, 1, 65535, "-p PORT is 1 to 65535"); break;
         case 'f': file = optarg; break;
         case 't': seconds = number(optarg, 0.01, 600, "-t SECONDS is 0.01 to 600"); break;
         case 'w': window = (int)number(optarg, 1, RING, "-w WINDOW is 1 to 1024"); break;
         case 's': sockets = (int)number(optarg, 1, MAX_SOCKETS, "-s SOCKETS is 1 to 64"); break;
         case 'r': rate = number(optarg, 1, 10e6, "-r RATE is 1 to 10000000"); break;
+        case 'n': burst = (int)number(optarg, 1, BATCH, "-n BURST is 1 to 64"); break;
         case 'T': timeout_ms = (int)number(optarg, 1, 10000, "-T TIMEOUT_MS is 1 to 10000"); break;
         case 'm':
             tcp = !strcmp(optarg, "tcp");
@@ -565,11 +572,13 @@ int main(int argc, char **argv)
         }
     }
     if (!port || !file || seconds == 0)
-        fail(2, "usage: flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-w WINDOW] [-s SOCKETS] "
-             "[-r RATE [-c]] [-m udp|tcp] [-T TIMEOUT_MS]", NULL);
+        fail(2, "usage: flood -p PORT -f QUERIES -t SECONDS [-a ADDRESS] [-b ADDRESS] [-w WINDOW] [-s SOCKETS] "
+             "[-r RATE [-n BURST] [-c]] [-m udp|tcp] [-T TIMEOUT_MS]", NULL);
     if (window < sockets)
         fail(2, "the window is smaller than the number of sockets", NULL);
     read_queries(file);
+    if (from)
+        source_length = parse_address(from, 0, &source);
     open_sockets(address, (uint16_t)port, sockets);
     prepare_batches();
     alarm((unsigned)(seconds + timeout_ms / 1000.0 + 5));
@@ -577,7 +586,7 @@ int main(int argc, char **argv)
     int64_t timeout = timeout_ms * 1000000LL, began = now();
     deadline = began + (int64_t)(seconds * 1e9);
     if (rate > 0)
-        open_loop(sockets, rate, timeout, calm);
+        open_loop(sockets, rate, timeout, calm, (unsigned)burst);
     else
         closed_loop(sockets, (unsigned)window, timeout);
     double took = (double)(now() - began) / 1e9;

@@ -26,8 +26,10 @@ Peer = tuple[str, int] | tuple[str, int, int, int]
 Control = Sequence[tuple[int, int, bytes]]
 """Control messages of a datagram: level, type, data."""
 
-BUFFER = 4 << 20
-"""Octets asked for in each direction of a UDP socket: half a second of a flood, as far as net.core.rmem_max allows."""
+BUFFER = 1 << 20
+"""Octets asked for in each direction of a UDP socket, as far as net.core.rmem_max allows. The kernel makes it room for some
+2,700 queries: more than come while a worker does anything else, and few enough that in a flood no answer is old, since the
+slowest worker there is gets through them in a second."""
 STREAM_BUFFER = 128 << 10
 """Octets in each direction of a connection: without it the kernel would keep up to 10 MiB for a client that reads nothing."""
 BACKLOG = 1024

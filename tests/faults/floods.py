@@ -53,9 +53,10 @@ async def flood(
     sockets: int = 16,
     window: int = 192,
     patience: float = 0.5,
-    calm: bool = False,
+    burst: int = 1,
 ) -> Flooded:
-    """Flood for so long; `rate` 0: as much as comes back (a closed loop). Raises NotRunError without a compiler."""
+    """Flood for so long; `rate` 0: as much as comes back (a closed loop); `burst`: queries that leave at once; `patience`:
+    seconds until a query is lost. Raises NotRunError without a compiler."""
     program = await asyncio.to_thread(compiled, FLOOD)
     if program is None:
         raise NotRunError(f"{NEEDED} is needed for the load generator")
@@ -63,9 +64,8 @@ async def flood(
     queries.write_text("".join(f"{name} A\n" for name in names or [BOUND]))
     arguments = ["-a", endpoint.host, "-p", endpoint.port, "-f", queries, "-t", seconds, "-s", sockets, "-w", window]
     arguments += ["-T", round(patience * 1000)]
-    arguments += ["-r", round(rate)] if rate else []
+    arguments += ["-r", round(rate), "-n", burst] if rate else []
     arguments += ["-b", source] if source else []
-    arguments += ["-c"] if calm else []
     process = await asyncio.create_subprocess_exec(
         program, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

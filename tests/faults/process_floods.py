@@ -38,7 +38,7 @@ async def _flooded(bench: Bench, server: Server, seconds: float, most: float = T
     memory, dropped = server.memory(), server.counted("canal_dns_udp_receive_dropped_total")
     # Seen by clients of the ordinary kind: flood itself has no room for every query that is never answered.
     async with Stream(endpoint, [BOUND_QUESTION], 200) as among:
-        flooded = await flood(folder, endpoint, seconds, rate=most * most_answers, sockets=64, patience=0.05)
+        flooded = await flood(folder, endpoint, seconds, rate=most * most_answers, sockets=16, patience=0.03, burst=32)
     growth = server.memory() - memory
     async with Stream(endpoint, [BOUND_QUESTION], 200) as after:
         await after.for_(1.0)
@@ -65,7 +65,7 @@ async def one_client_floods(bench: Bench) -> Outcome:
     most = await capacity(bench.folder, server.endpoint)
     seconds = 60.0 if bench.long else 4.0
     async with Stream(server.endpoint, [BOUND_QUESTION], 1000) as others:
-        flooded = await flood(bench.folder, server.endpoint, seconds, rate=most / 2, source="127.0.0.2", sockets=64)
+        flooded = await flood(bench.folder, server.endpoint, seconds, rate=most / 2, source="127.0.0.2", sockets=16, burst=4)
         await asyncio.sleep(0)
     loss = 1 - others.right / others.sent
     return Outcome(

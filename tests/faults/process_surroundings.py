@@ -153,7 +153,7 @@ async def throttled(bench: Bench) -> Outcome:
         statuses: list[int] = []
         asking = asyncio.create_task(_ask_ready(server, statuses))
         async with Stream(server.endpoint, [BOUND_QUESTION], 200) as among, Stream(server.endpoint, others, 50):
-            flooded = await flood(bench.folder, server.endpoint, seconds, rate=5 * most, sockets=64, patience=0.05)
+            flooded = await flood(bench.folder, server.endpoint, seconds, rate=5 * most, patience=0.03, burst=32)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         growth, waited = server.memory() - memory, throttled_for()

@@ -18,9 +18,11 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { MILLION = 1000000 };
+
 struct orders {
     int64_t offset;      /* nanoseconds that the time of day is off */
-    uint64_t trouble;    /* of 1000 sends, so many meet some; 1001: every one meets EAGAIN */
+    uint64_t trouble;    /* of a million sends, so many meet some; above: every one meets EAGAIN */
     uint64_t calls, partial, passing, pending, permanent; /* of these: messages that were refused for good */
     uint64_t in_vain;    /* calls without progress, one after the other */
     uint64_t most_in_vain;
@@ -80,9 +82,9 @@ static int fails(uint64_t *kind, int number)
 static int mood(void)
 {
     add(&orders->calls);
-    if (orders->trouble > 1000)
+    if (orders->trouble > MILLION)
         return fails(&orders->passing, EAGAIN);
-    if (!orders->trouble || chance(1000) >= orders->trouble)
+    if (!orders->trouble || chance(MILLION) >= orders->trouble)
         return 0;
     switch (chance(3)) {
     case 0: return fails(&orders->permanent, PERMANENT[chance(3)]);
@@ -98,7 +100,7 @@ int sendmmsg(int descriptor, struct mmsghdr *messages, unsigned int count, int f
         return real_sendmmsg(descriptor, messages, count, flags);
     if (mood() < 0)
         return -1;
-    if (count > 1 && orders->trouble && chance(1000) < orders->trouble * 3) {
+    if (count > 1 && orders->trouble && !chance(4)) {
         count = 1 + (unsigned)chance(count - 1);
         add(&orders->partial);
     }

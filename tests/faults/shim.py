@@ -19,7 +19,8 @@ from benchmarks.machine import cache_folder
 from tests.faults.rows import NotRunError
 
 SOURCE = Path(__file__).with_name("shim.c")
-ALWAYS = 1001
+MILLION = 1_000_000
+ALWAYS = MILLION + 1
 """As `trouble`: the kernel takes nothing at all."""
 _FIELDS = ("offset", "trouble", "calls", "partial", "passing", "pending", "permanent", "in_vain", "most_in_vain")
 _FORM = struct.Struct("=q8Q")
@@ -37,7 +38,7 @@ class Shim:
         self.environment = {"LD_PRELOAD": str(_library()), "CANAL_DNS_SHIM": str(path)}
 
     def set(self, field: str, value: int) -> None:
-        """Order `offset` (nanoseconds) or `trouble` (of 1000 sends)."""
+        """Order `offset` (nanoseconds) or `trouble` (of a million sends)."""
         struct.pack_into("=q", self._shared, 8 * _FIELDS.index(field), value)
 
     def __getitem__(self, field: str) -> int:

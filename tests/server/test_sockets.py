@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import socket
 
-from canal_dns.server.sockets import Patience
+from canal_dns.server.sockets import Patience, open_udp
+from canal_dns.settings import Endpoint
 
 
 class Clock:
@@ -46,3 +48,11 @@ def test_p5_a_permanent_error_is_final() -> None:
     clock = Clock()
     patience = Patience(clock, clock.sleep)
     assert not any(patience.again(number) for number in (errno.EPERM, errno.EINVAL, errno.EMSGSIZE, errno.ENETUNREACH, 0))
+
+
+def test_p1_what_waits_in_a_socket_is_answered_within_a_second() -> None:
+    """By a worker that answers 3,000 queries per second: plain Python that forwards, with half of a CPU."""
+    smallest = 768
+    with open_udp(Endpoint("127.0.0.1", 0), shared=False) as sock:
+        room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert 100 <= room / smallest <= 3000
