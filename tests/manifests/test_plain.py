@@ -139,7 +139,8 @@ def test_pods_are_replaced_without_a_gap_and_spread():
 
 def test_memory_has_a_limit_and_cpu_has_none(container):
     resources = container["resources"]
-    assert resources["limits"] == {"memory": resources["requests"]["memory"]}
+    # With caches, connections and waiting queries all full, it takes more than it does as a rule (tests/faults P12).
+    assert resources["limits"] == {"memory": "384Mi"} and resources["requests"]["memory"] == "256Mi"
     assert "cpu" in resources["requests"]
 
 
