@@ -24,13 +24,14 @@ from canal_dns.dns.flights import (
     Rejection,
     Send,
 )
-from canal_dns.dns.inflight import FIRST_TRY, JOINABLE, JOSTLE, LAST_TRY, Inflight
+from canal_dns.dns.inflight import EFFORT, FEW, FIRST_TRY, JOINABLE, JOSTLE, LAST_TRY, Inflight
 from canal_dns.dns.upstreams import Upstream, Upstreams
 from canal_dns.dns.wire import Ede, Mismatch, Query, Rcode, Type, parse_query
 from canal_dns.settings import Endpoint
 
 BUDGET = 1.5
 SECOND = BUDGET * FIRST_TRY
+THIRD = BUDGET * EFFORT
 END = BUDGET * LAST_TRY
 
 
@@ -464,7 +465,7 @@ class TestFailureReplies:
 
 
 class TestSilence:
-    def test_two_tries_then_nothing_more_to_wait_for(self) -> None:
+    def test_two_tries_and_one_over_tcp_then_nothing_more_to_wait_for(self) -> None:
         world = World()
         flight = world.flight()
         world.wait(SECOND - 0.01)
@@ -473,17 +474,61 @@ class TestSilence:
         assert world.to() == ["0", "0"]
         assert world.sent[0][1].retired
         assert world.sent[0][1] is not world.sent[1][1]
-        world.wait(END - SECOND)
+        world.wait(THIRD - SECOND)
+        assert world.to() == ["0", "0", "0t"]
+        world.wait(END - THIRD)
         assert world.done == [flight]
         assert (flight.reply, flight.ede) == (None, Ede.NO_REACHABLE_AUTHORITY)
         assert all(channel.waiting == 0 for _, channel, _ in world.sent)
-        assert world.overdue == [flight.upstream] * 2
+        assert world.overdue == [flight.upstream] * 3
 
     def test_the_second_try_goes_to_the_other_upstream(self) -> None:
         world = World(3)
         world.flight()
+        world.wait(SECOND)
+        assert world.to() == ["0", "1"]
+
+    @pytest.mark.parametrize(
+        ("count", "asked"), [(2, ["0", "1", "0", "1", "0t"]), (3, ["0", "1", "2", "0", "0t"]), (4, ["0", "1", "2", "3", "0t"])]
+    )
+    def test_u22_the_last_effort_is_everything_at_once(self, count: int, asked: list[str]) -> None:
+        world = World(count)
+        flight = world.flight()
+        world.wait(THIRD)
+        assert world.to() == asked
+        assert world.reply(3) is flight and flight.done
+
+    def test_u22_and_tcp_may_carry_what_udp_does_not(self) -> None:
+        world = World()
+        flight = world.flight()
+        world.wait(THIRD)
+        assert world.reply(2) is flight and flight.done
+
+    def test_no_effort_is_made_for_what_is_answered(self) -> None:
+        world = World(2)
+        world.flight()
+        world.wait(SECOND)
+        world.reply(1)
         world.wait(BUDGET)
         assert world.to() == ["0", "1"]
+
+    def test_no_effort_is_made_for_many_since_then_it_is_not_the_network(self) -> None:
+        world = World(2)
+        for number in range(FEW + 1):
+            world.flight(question(f"n{number}"))
+        world.wait(BUDGET)
+        assert len(world.sent) == 2 * (FEW + 1)
+
+    def test_whoever_is_down_is_left_in_peace(self) -> None:
+        world = World(2)
+        world.silence_all()
+        first, second = world.upstreams
+        world.upstreams.answered(first)
+        before = len(world.sent)
+        world.flight()
+        world.wait(THIRD)
+        assert not second.up
+        assert "1" not in world.to()[before:] and world.to()[-1] == "0t"
 
     def test_after_a_long_pause_the_outcome_is_not_delayed(self) -> None:
         world = World()
@@ -533,8 +578,10 @@ class TestRefusedByIcmp:
         for _ in range(10):
             world.inflight.refused(world.sent[0][1], world.now)
             world.obey()
+        world.wait(SECOND)
+        assert world.to() == ["0", "1", "0"]
         world.wait(BUDGET)
-        assert len(world.sent) == 3
+        assert world.to() == ["0", "1", "0", "2", "0t"]
 
 
 class TestOneFlightPerQuestion:
@@ -599,7 +646,7 @@ class TestSuccessor:
         world.wait(BUDGET - BUDGET * JOINABLE)
         assert world.done == [first]
         assert first.reply is None
-        assert world.reply() is second
+        assert world.reply(2) is second
         assert second.done
         assert (len(world.inflight), world.inflight.waiting) == (0, 0)
 

@@ -4,7 +4,7 @@
         server = await bench.server(way.endpoint)
 
 Rules of this file:
-- the weather is the same in both directions, and drawn from a seed; TCP passes as it is;
+- the weather is the same in both directions, and drawn from a seed; to TCP what is lost comes late, as by the kernel;
 - whoever sends from another address or port has a flow of its own, which leaves by a socket of its own;
 - every datagram is counted: what came in went on, was lost, or was swallowed.
 """
@@ -24,6 +24,8 @@ from tests.server.scripted import LOOP_PROBE
 
 IDLE = 15.0
 """Seconds after which a flow is forgotten: a socket of canal-dns lives 10 s, and its last query is over 2 s later."""
+SYN_AGAIN, SEGMENT_AGAIN = 1.0, 0.2
+"""Seconds after which Linux sends a SYN anew, and a segment on a short way."""
 _BUFFER = 4 << 20
 _BATCH = 64
 
@@ -116,7 +118,7 @@ class Lossy:
             counts.swallowed += 1
             return
         weather, chance = self.weather, self._random.random
-        if chance() < weather.loss:
+        if self._lost():
             counts.lost += 1
             return
         copies = 1
@@ -171,9 +173,24 @@ class Lossy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         with contextlib.closing(writer), contextlib.suppress(OSError):
+            if self._lost() or self._lost():
+                await asyncio.sleep(SYN_AGAIN)
             reader_behind, writer_behind = await asyncio.open_connection(self.behind.host, self.behind.port)
             with contextlib.closing(writer_behind):
-                await asyncio.gather(_pump(reader, writer_behind), _pump(reader_behind, writer))
+                await asyncio.gather(self._pump(reader, writer_behind), self._pump(reader_behind, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            late = 0.0
+            while self._lost():
+                late = 2 * late + SEGMENT_AGAIN
+            await asyncio.sleep(late)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    def _lost(self) -> bool:
+        return self._random.random() < self.weather.loss
 
 
 class _Flow:
@@ -210,10 +227,3 @@ def _udp() -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     return sock
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
