@@ -27,8 +27,8 @@ _MAX_VISITS = 2
 _MAX_REPEAT = 100
 _MAX_DEPTH = 50
 _MAX_STEPS = 25_000
-"""Ways between states that are looked at to understand an expression, and again to find examples: some 10 ms each. Ordinary ones
-need a few thousand; a thousand characters can be made to need millions, and one object can hold a thousand such expressions."""
+"""Ways between states that are looked at to understand an expression, and again to find examples: some 10 ms each. Ordinary
+ones need a few thousand; a thousand characters can be made to need millions, and an object can hold a thousand of those."""
 
 
 def _mask(chars: str) -> int:
@@ -92,8 +92,8 @@ class Pattern:
         return not self._accepting.isdisjoint(states) if text else self._empty
 
     def examples(self, start: str = "", limit: int = 12) -> list[str]:
-        """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit, and as
-        far as they are found in _MAX_STEPS."""
+        """Texts that begin with `start` and that it matches, short ones first: one for each way through it, up to a limit, and
+        as far as they are found in _MAX_STEPS."""
         states = self._after(start)
         steps = 0
         found: list[str] = []
