@@ -372,8 +372,11 @@ class Inflight:
             self._efforts.append(flight)
 
     def _last_effort(self, flight: Flight, now: float) -> None:
-        """Ask whoever is up again, and over TCP, which carries what the network does not let through by UDP."""
-        if flight.done or flight.truncated is not None or flight.streamed or len(self._late) > FEW:
+        """Ask whoever is up again, and over TCP, which carries what the network does not let through by UDP.
+
+        Not where others asked the same meanwhile: that may be our own question, come back.
+        """
+        if flight.done or flight.truncated is not None or flight.streamed or len(flight.waiters) > 1 or len(self._late) > FEW:
             return
         self._overdue(flight, now)
         name = flight.key[0]

@@ -512,6 +512,13 @@ class TestSilence:
         world.wait(BUDGET)
         assert world.to() == ["0", "1"]
 
+    def test_no_effort_is_made_for_what_may_have_come_back(self) -> None:
+        world = World(2)
+        world.flight()
+        world.ask()
+        world.wait(BUDGET)
+        assert world.to() == ["0", "1"]
+
     def test_no_effort_is_made_for_many_since_then_it_is_not_the_network(self) -> None:
         world = World(2)
         for number in range(FEW + 1):
