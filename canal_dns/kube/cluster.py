@@ -198,7 +198,7 @@ class ApiServer:
                 expiry = getattr(loader, "exec_plugin_expiry", None)
                 if expiry is not None:
                     expires = max(expiry.timestamp() - EXPIRY_MARGIN, time.time() + EXPIRY_MARGIN / 6)
-                own = _at_home(self.settings.kubeconfig)
+                own = [*_at_home(self.settings.kubeconfig), *_token_file(loader)]
             else:
                 configuration = _in_cluster(self._config, self._account)
                 own = [str(self._account / "token")]
@@ -258,6 +258,14 @@ def _in_cluster(config: Any, account: Path) -> Any:
 
 def _at_home(paths: str) -> list[str]:
     return [str(Path(path).expanduser()) for path in paths.split(os.pathsep) if path]
+
+
+def _token_file(loader: Any) -> list[str]:
+    """Where the kubeconfig's user has a token, if that is a file; the library tells nobody."""
+    user = getattr(loader, "_user", None)
+    if user is None or user.value.get("token") or not isinstance(user.value.get("tokenFile"), str):
+        return []
+    return [str(Path(user.path or ".").absolute().parent / user.value["tokenFile"])]
 
 
 def _contents(file: str) -> bytes:

@@ -249,14 +249,31 @@ async def test_a_kubeconfig_at_home_that_changes_is_read_again(server, tmp_path,
     assert api.outdated()
 
 
-async def test_after_a_401_the_kubeconfig_is_read_again(server, tmp_path, opened):
-    """A token file that a kubeconfig names is not watched."""
+@pytest.mark.parametrize("told", ["a-token", "{folder}/a-token"])
+async def test_a_token_file_that_a_kubeconfig_names_is_watched(server, tmp_path, opened, told):
+    """K12: relative to the kubeconfig, or not; gone for a while, too."""
     file = tmp_path / "a-token"
     file.write_text("token")
-    api = opened(server.kubeconfig(tmp_path, tokenFile="a-token"))
+    api = opened(server.kubeconfig(tmp_path, tokenFile=told.format(folder=tmp_path)))
+    assert (await ask(api))[0] == 200
+    assert not api.outdated()
+    server.bearer = "second"
+    file.unlink()
+    assert api.outdated()
+    with pytest.raises(ApiError) as found:
+        await ask(api)
+    assert found.value.code == "config"
+    file.write_text("second")
+    assert (await ask(api))[0] == 200
+    assert [request.headers["authorization"] for request in server.requests[1:]] == ["Bearer second"]
+
+
+async def test_after_a_401_the_credentials_are_read_again(server, tmp_path, opened):
+    """Nothing has changed in the files that are watched: a plugin has another token."""
+    api = opened(server.kubeconfig(tmp_path, **plugin(tmp_path, credential("token"))))
     assert (await ask(api))[0] == 200
     server.bearer = "second"
-    file.write_text("second")
+    plugin(tmp_path, credential("second"))
     assert (await ask(api))[0] == 200
     assert [request.headers["authorization"] for request in server.requests[1:]] == ["Bearer token", "Bearer second"]
 
