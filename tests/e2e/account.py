@@ -12,6 +12,7 @@ import base64
 import copy
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def path(right: Right) -> str:
     namespace, group, resource = right
     root = f"/apis/{group}" if group else "/api"
     return f"{root}/v1{f'/namespaces/{namespace}' if namespace else ''}/{resource}"
+
+
+def project(folder: Path, files: Mapping[str, str]) -> None:
+    """A projected volume, as a kubelet writes it: all files are others at once, by one link."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"..{time.time_ns()}"
+    fresh.mkdir()
+    for name, text in files.items():
+        (fresh / name).write_text(text)
+    link = folder / "..data_tmp"
+    link.symlink_to(fresh.name)
+    link.replace(folder / "..data")
+    for name in files:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +134,7 @@ class Account:
     def mount(self, token: str) -> dict[str, str]:
         """What a pod of this account finds; also in the place of a former mount. The variables of its environment."""
         files = {"token": token, "ca.crt": (self.control.folder / "ca.crt").read_text(), "namespace": NAMESPACE}
-        MOUNT.mkdir(parents=True, exist_ok=True)
-        folder = MOUNT / f"..{time.time_ns()}"
-        folder.mkdir()
-        for name, text in files.items():
-            (folder / name).write_text(text)
-        link = MOUNT / "..data_tmp"
-        link.symlink_to(folder.name)
-        link.replace(MOUNT / "..data")
-        for name in files:
-            if not (MOUNT / name).is_symlink():
-                (MOUNT / name).symlink_to(f"..data/{name}")
+        project(MOUNT, files)
         return {"KUBERNETES_SERVICE_HOST": IN_CLUSTER[0], "KUBERNETES_SERVICE_PORT": str(IN_CLUSTER[1])}
 
     def kubeconfig(self, folder: Path) -> Path:
