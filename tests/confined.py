@@ -98,6 +98,10 @@ class _Overlays:
         if any(path == made or made in path.parents for made in self._made):
             return
         self._made.append(path)
+        # What is mounted below would be hidden, but still be there.
+        for mounted in reversed(_mounted()):
+            if path.resolve() in Path(mounted).parents:
+                _run("umount", "--lazy", mounted)
         upper, work = (self._folder / f"{kind}{len(self._made)}" for kind in ("upper", "work"))
         upper.mkdir()
         work.mkdir()
@@ -127,14 +131,22 @@ def _volume(volume: str, overlays: _Overlays) -> None:
 
 def _seal(writable: set[str]) -> None:
     """Everything is read-only but the volumes, and what a runtime gives itself: /proc, /sys and /dev."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        path = line.split()[4].encode().decode("unicode_escape")
+    for path in _mounted():
         if path not in writable and path.split("/")[1] not in ("proc", "sys", "dev") and Path(path).exists():
             _mount("-o", "remount,bind,ro", path)
 
 
+def _mounted() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4].encode().decode("unicode_escape") for line in lines]
+
+
 def _mount(*words: str) -> None:
-    subprocess.run(["mount", *words], check=True)
+    _run("mount", *words)
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,7 @@ from tests.audit import REQUIREMENTS, ROOT
 
 LOWEST = (3, 11)
 HEAD = "# What the image has, with hashes, for every platform: made by `make lock` of setup.cfg, not by hand.\n"
-OPTIONS = (
-    "--quiet", "--upgrade", "--generate-hashes", "--strip-extras", "--no-annotate", "--no-header", "--no-emit-index-url",
-    "--no-emit-find-links", "--no-emit-trusted-host",
-)  # fmt: skip
+OPTIONS = ("--quiet", "--upgrade", "--generate-hashes", "--strip-extras", "--no-annotate", "--no-header", "--no-emit-options")
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ def unable() -> str:
 def numbers() -> dict[str, int]:
     """System call -> number on this machine. Raises CalledProcessError."""
     asked = ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", "/dev/null"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(asked, capture_output=True, text=True, check=True, cwd="/").stdout
     return {name: int(number) for name, number in re.findall(r"^#define __NR_(\w+) (\d+)$", said, re.MULTILINE)}
 
 
