@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
+from pathlib import Path
 
 from tests.faults.bench import Bench
 from tests.faults.rows import Outcome, row
@@ -75,10 +75,14 @@ async def resend_loop(bench: Bench) -> Outcome:
 
     upstream = await bench.upstream(own_address)
     server = await bench.server(upstream)
-    seconds = 20.0 if bench.long else 2.0
-    usual = await _cpu(bench, server, seconds)
-    upstream.script = lambda ask: ask.fail(FORMERR)
-    extra = await _cpu(bench, server, seconds) - usual
+    seconds = 10.0 if bench.long else 1.0
+    rounds = []
+    for _ in range(3):
+        upstream.script = own_address
+        usual = await _cpu(bench, server, seconds)
+        upstream.script = lambda ask: ask.fail(FORMERR)
+        rounds.append(await _cpu(bench, server, seconds) - usual)
+    extra = sorted(rounds)[1]
     return await outcome(
         bench,
         server,
@@ -97,7 +101,12 @@ def _asked(upstreams: list[Scripted], *, stream: bool | None = None) -> Counter[
 
 async def _cpu(bench: Bench, server: Server, seconds: float) -> float:
     """CPU seconds per second while 100 queries come in each second."""
-    before = server.cpu_seconds()
-    await took(bench, server, numbered(int(100 * seconds), "n"), 100)
-    await asyncio.sleep(0)
-    return (server.cpu_seconds() - before) / seconds
+    before = _on_cpu(server)
+    await took(bench, server, numbered(int(100 * seconds)), 100)
+    return (_on_cpu(server) - before) / seconds
+
+
+def _on_cpu(server: Server) -> float:
+    """As `Server.cpu_seconds`, where that is too coarse: the scheduler's own figure is in nanoseconds."""
+    tasks = Path(f"/proc/{server.popen.pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
