@@ -14,8 +14,10 @@ from pathlib import Path
 
 from benchmarks.load.build import FLOOD, NEEDED, compiled
 from canal_dns.settings import Endpoint
+from tests.faults.bench import Bench
+from tests.faults.clients import Question, Stream
 from tests.faults.rows import NotRunError
-from tests.faults.server import BOUND
+from tests.faults.server import BOUND, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,14 @@ async def flood(
         told["seconds"], told["sent"], told["answered"], told["lost"], told["strays"],
         told["p99_us"] / 1e6, told["p999_us"] / 1e6, told["max_us"] / 1e6,
     )  # fmt: skip
+
+
+async def forwarding(bench: Bench, server: Server) -> None:
+    """Forward until there is a whole pool of sockets towards the upstream, and take that as what it must be like at the end."""
+    names = [Question(f"warm-{number}.example.com") for number in range(1000)]
+    async with Stream(server.endpoint, names, 1200) as stream:
+        await stream.for_(0.5)
+    bench.baseline(server)
 
 
 async def capacity(folder: Path, endpoint: Endpoint, seconds: float = 1.0, names: list[str] | None = None) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from canal_dns.settings import Endpoint
 from tests.faults.bench import Bench
 from tests.faults.clients import Question, Stream
+from tests.faults.floods import forwarding
 from tests.faults.rows import Outcome, row
 from tests.faults.server import BOUND_QUESTION, Server
 
@@ -32,6 +33,7 @@ LATER = "10.77.0.1"
 async def bad_reloads(bench: Bench) -> Outcome:
     upstream = await bench.upstream()
     server = await bench.server(upstream, workers=2)
+    await forwarding(bench, server)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.4", 0))
         good, bad = itertools.cycle(_good(server)), itertools.cycle(_bad(server, taken.getsockname()))

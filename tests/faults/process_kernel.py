@@ -10,7 +10,7 @@ import time
 from benchmarks.contenders.canal_dns import UNCOMPILED
 from tests.faults.bench import Bench
 from tests.faults.clients import Question, Stream
-from tests.faults.floods import capacity, flood
+from tests.faults.floods import capacity, flood, forwarding
 from tests.faults.rows import NotRunError, Outcome, row
 from tests.faults.server import BOUND_QUESTION
 from tests.faults.shim import ALWAYS, MILLION, Shim
@@ -47,20 +47,21 @@ async def _troubled(bench: Bench, name: str, environment: dict[str, str]) -> Out
     shim = Shim(folder)
     upstream = await bench.upstream()
     server = await bench.server(upstream, workers=1, environment={**shim.environment, **environment})
-    most = await capacity(folder, server.endpoint, 0.5)
+    await forwarding(bench, server)
+    most = await capacity(folder, server.endpoint, 0.4)
     # Well below capacity, so that what is lost was lost by a send.
     rate = min(most / 4, 20_000)
-    seconds = 5_000_000 / rate if bench.long else 2.0
+    seconds = 3_400_000 / rate if bench.long else 1.0
     told = server.get("/metrics")[1]
     if f'batch="{BATCHES[name]}"' not in told:
         raise NotRunError(f"the packet loop {name} is not there")
     others = [Question(f"other-{number}.example.com") for number in range(1000)]
     dropped, errors = server.counted("canal_dns_udp_receive_dropped_total"), server.counted("canal_dns_send_errors_total")
     refused = shim["permanent"]
-    async with Stream(server.endpoint, others, 200) as forwarded:
+    async with Stream(server.endpoint, others, 200, patience=1.0) as forwarded:
         calls = shim["calls"]
-        await flood(folder, server.endpoint, 0.5, rate=rate)
-        shim.set("trouble", round(_TROUBLE / ((shim["calls"] - calls) / 0.5) * MILLION))
+        await flood(folder, server.endpoint, 0.3, rate=rate)
+        shim.set("trouble", round(_TROUBLE / ((shim["calls"] - calls) / 0.3) * MILLION))
         flooded = await flood(folder, server.endpoint, seconds, rate=rate, patience=1.0)
     shim.set("trouble", 0)
     refused = shim["permanent"] - refused
@@ -70,7 +71,7 @@ async def _troubled(bench: Bench, name: str, environment: dict[str, str]) -> Out
 
     # And one that takes nothing for a while: it is waited for, but not for long, and not in a circle.
     calls = shim["calls"]
-    async with Stream(server.endpoint, [BOUND_QUESTION], 200) as stream:
+    async with Stream(server.endpoint, [BOUND_QUESTION], 200, patience=0.5) as stream:
         shim.set("trouble", ALWAYS)
         before, began = server.cpu_seconds(), time.monotonic()
         await stream.for_(1.0)
@@ -78,7 +79,7 @@ async def _troubled(bench: Bench, name: str, environment: dict[str, str]) -> Out
         calls = shim["calls"] - calls
         shim.set("trouble", 0)
     async with Stream(server.endpoint, [BOUND_QUESTION], 200) as after:
-        await after.for_(0.5)
+        await after.for_(0.3)
     return Outcome(
         f"{name}: of {flooded.answered + forwarded.answered} replies {lost} lost, {refused} refused for good, {counted:.0f} "
         f"counted by errno ({shim['partial']} partial sends, {shim['pending']} pending errors, {shim['passing']} times not "

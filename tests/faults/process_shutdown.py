@@ -27,7 +27,7 @@ async def shutdown(bench: Bench) -> Outcome:
             return
         ask.later(SLOW, ask.reply)
 
-    lameduck, rate = (15.0, 5000) if bench.long else (3.0, 2000)
+    lameduck, rate = (15.0, 5000) if bench.long else (2.0, 2000)
     upstream = await bench.upstream(late)
     server = await bench.server(upstream, workers=2, lameduck=f"{lameduck:g}s", watched=False)
     slow = [Question(f"{kind}-{number}.example.com") for number in range(500) for kind in ("late", "never")]

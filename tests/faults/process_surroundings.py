@@ -16,7 +16,7 @@ from pathlib import Path
 from canal_dns.settings import Endpoint
 from tests.faults.bench import Bench
 from tests.faults.clients import Question, Stream
-from tests.faults.floods import capacity, flood
+from tests.faults.floods import capacity, flood, forwarding
 from tests.faults.process_configuration import addresses
 from tests.faults.process_kernel import FILLINGS
 from tests.faults.process_streams import slowly
@@ -142,10 +142,11 @@ def _status(endpoint: Endpoint, request: bytes) -> int:
 
 @row("P15", "CPU throttling (CFS quota)", "at 50 % quota: shed as P1, no health flap, no false 'upstream down'")
 async def throttled(bench: Bench) -> Outcome:
-    seconds = 30.0 if bench.long else 4.0
+    seconds = 30.0 if bench.long else 3.0
     upstream = await bench.upstream()
     server = await bench.server(upstream, workers=1, environment={"CANAL_DNS_NO_EXTENSIONS": "1"})
     workers = server.workers
+    await forwarding(bench, server)
     others = [Question(f"other-{number}.example.com") for number in range(1000)]
     with _quota(server, 0.5) as throttled_for:
         most = await capacity(bench.folder, server.endpoint, 1.0)
@@ -239,6 +240,7 @@ async def two_addresses(bench: Bench) -> Outcome:
             server = await bench.server(
                 upstream, workers=1, listen=["0.0.0.0:0", "[::]:0"], cache={"size": 100}, environment=environment
             )
+            await forwarding(bench, server)
             ports = [int(found[1]) for line in server.lines if (found := re.match(r"listening on \S+:(\d+), ", line))]
             # Sockets of clients are connected: a reply from any other address is none.
             questions = [BOUND_QUESTION, Question("cached.example.com"), *_fresh(filling)]
