@@ -4,7 +4,8 @@ Rules of this file:
 - one outstanding query per question (`Key`); whoever asks the same waits for the same reply (CVE-2020-25684 to -25686),
   unless its time is nearly over: then one successor, which is not succeeded itself, so that loops stay bounded;
 - a reply counts only on the channel and under the ID that its query left by; an ID is used once in a channel's life;
-- what is not the reply never ends the wait (TuDoor); after MISMATCHES such packets the question goes over a stream too;
+- what is not the reply never ends the wait (TuDoor); after MISMATCHES such packets the question goes over a stream too, and
+  if they guess at IDs nothing that comes on their socket counts any more: who knows the port has no more guesses than these;
 - every waiter gets one outcome, inside the budget: a `Done` order, whose flight has the reply, or no reply and `ede`;
 - when too many wait, the oldest make room: what is still unanswered then is what a flood asks for, as a rule;
 - nothing is sent here: `orders` says what to do next, `now` comes in with every call, randomness with the constructor.
@@ -54,7 +55,8 @@ JOSTLE = 0.2
 """Seconds for which a question is left in peace, however many come after it (Unbound's jostle-timeout): without them a flood
 fast enough would leave nobody the time for a reply."""
 MISMATCHES = 3
-"""Packets that are not the reply, on one query, until the question goes over TCP too (BIND 9.21.23: one)."""
+"""Packets that are not the reply, on one query, until the question goes over TCP too (BIND 9.21.23: one); on one socket, until
+it is not listened to any more, if the last of them had an ID that was never used there."""
 _RD_CD = 0x0110
 _TC = 2
 _IDS = 4096
@@ -227,6 +229,8 @@ class Inflight:
             if channel.spent[ident >> 3] & 1 << (ident & 7):
                 return Ignored.UNEXPECTED
             self._mismatched(channel)
+            if channel.mismatches >= MISMATCHES and not channel.stream:
+                self._stop_listening(channel)
             return Mismatch.ID
         mismatch = self._match(flight.query, ident, packet)
         if mismatch is not None:
@@ -346,6 +350,15 @@ class Inflight:
         if channel.mismatches <= MISMATCHES:
             for flight in channel.waiters():
                 self._suspect(flight, channel.upstream)
+
+    def _stop_listening(self, channel: Channel) -> None:
+        """Somebody guesses at IDs, and knows the port: TCP answers, and where it cannot, the next try from another port.
+
+        A probe listens on, since it tells only that somebody is there.
+        """
+        for flight in channel.waiters():
+            if not flight.probe:
+                self._leave(flight, channel)
 
     def _suspect(self, flight: Flight, upstream: Upstream) -> None:
         flight.mismatches += 1

@@ -219,15 +219,49 @@ class TestReply:
 
 
 class TestMismatches:
-    def test_after_three_the_question_goes_over_tcp_and_udp_goes_on_listening(self) -> None:
+    def test_after_three_the_question_goes_over_tcp_and_who_guesses_ids_is_not_listened_to(self) -> None:
+        """A forger who knows the port would have the ID after some 65,536 packets, and a second is long enough for those."""
         world = World()
         flight = world.flight()
         channel, ident = world.sent[0][1:]
-        for n in range(1, 20):
+        for n in range(1, 3):
             world.packet(channel, reply(flight.query, ident ^ n))
+        assert world.to() == ["0"]
+        world.packet(channel, reply(flight.query, ident ^ 3))
+        assert world.to() == ["0", "0t"]
+        assert world.reply(0) is Ignored.UNEXPECTED
+        assert not flight.done
+        assert world.reply(1) is flight
+        assert flight.done
+
+    def test_two_wrong_ids_leave_the_true_reply_its_chance(self) -> None:
+        world = World()
+        flight = world.flight()
+        for n in (1, 2):
+            world.packet(world.sent[0][1], reply(flight.query, world.sent[0][2] ^ n))
+        assert world.reply(0) is flight
+
+    def test_what_is_malformed_does_not_end_the_wait_however_often(self) -> None:
+        """Who has the ID need not guess: that is an upstream, or a box before it, that is broken."""
+        world = World()
+        flight = world.flight()
+        channel, ident = world.sent[0][1:]
+        for _ in range(20):
+            world.packet(channel, reply(flight.query, ident, tail=b"\0"))
         assert world.to() == ["0", "0t"]
         assert world.reply(0) is flight
-        assert flight.done
+
+    def test_a_probe_is_listened_to_whatever_comes(self) -> None:
+        """It only tells that somebody is there: a forger must not be able to keep an upstream down."""
+        world = World()
+        world.flight()
+        world.wait(BUDGET)
+        while not world.probes:
+            world.wait(1.0)
+        flight, channel, ident = world.probes[-1]
+        for n in range(1, 20):
+            world.packet(channel, reply(flight.query, ident ^ n))
+        assert channel.flights[ident].probe
 
     def test_the_reply_over_tcp_counts_too(self) -> None:
         world = World()
