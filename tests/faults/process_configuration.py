@@ -34,8 +34,9 @@ async def bad_reloads(bench: Bench) -> Outcome:
     upstream = await bench.upstream()
     server = await bench.server(upstream, workers=2)
     await forwarding(bench, server)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+    with socket.socket() as taken:
         taken.bind(("127.0.0.4", 0))
+        taken.listen()
         good, bad = itertools.cycle(_good(server)), itertools.cycle(_bad(server, taken.getsockname()))
         others = [Question(f"other-{number}.example.com") for number in range(1000)]
         count = 100 if bench.long else 20
@@ -71,6 +72,7 @@ def _bad(server: Server, taken: tuple[str, int]) -> list[dict[str, Any] | str]:
         {**server.settings, "listne": ["127.0.0.1:0"]},
         {**server.settings, "listen": ["127.0.0.1:0", f"{taken[0]}:{taken[1]}"]},
         {**server.settings, "workers": 0},
+        {**server.settings, "admin": f"{taken[0]}:{taken[1]}", "listen": ["127.0.0.1:0", "127.0.0.6:0"]},
         {**server.settings, "ttl": "soon"},
         {**server.settings, "listen": ["127.0.0.1:0", f"{LATER}:5353"]},
     ]

@@ -22,7 +22,7 @@ FILLINGS = {
 }
 """Of the packet loop -> what makes a server use it."""
 BATCHES = {"extension": "native", "mmsg": "mmsg", "plain": "pure"}
-_TROUBLE = 60
+_TROUBLE = 40
 """Sends per second that fail: a third of them for want of room, far less often than what is waited for."""
 
 

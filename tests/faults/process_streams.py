@@ -30,7 +30,7 @@ FRESH = 0.5
 async def slow_connections(bench: Bench) -> Outcome:
     # So that all of them are let in: the limit per client is half of what is defended here, and has its own tests.
     server = await bench.server(workers=1, limits={"tcpConnectionsPerClient": 200, "tcpConnections": 1200})
-    seconds, rounds = (60.0, 1) if bench.long else (1.5, 2)
+    seconds, rounds = (60.0, 1) if bench.long else (1.0, 3)
     idle, faulty, fresh, slow = [], [], [], 0
     for _ in range(rounds):
         async with Stream(server.endpoint, [BOUND_QUESTION], 500) as alone:

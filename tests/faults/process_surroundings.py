@@ -87,7 +87,7 @@ def _text(path: Path) -> str:
 )
 async def slow_scrapers(bench: Bench) -> Outcome:
     server = await bench.server(workers=1)
-    seconds, rounds = (60.0, 1) if bench.long else (1.5, 2)
+    seconds, rounds = (60.0, 1) if bench.long else (1.0, 3)
     idle, faulty, probes = [], [], []
     for _ in range(rounds):
         async with Stream(server.endpoint, [BOUND_QUESTION], 500) as alone:
