@@ -130,12 +130,12 @@ async def denied(bench: Bench) -> Outcome:
         others = max(others, await mesh.answered(name_of(NAMES), VIP))
         await traffic.for_(100.0 if bench.long else 5.0)
         tries = [_tries(mesh.api, resource, began) for resource in GONE]
+        problems = (await mesh.bindings())["source"]["problems"]
         back = ""
         if bench.long:
             mesh.swap(NAMES, NAMES + 1)
             mesh.api.always.clear()
             back = f"; rights back: known after {await mesh.swapped(NAMES, NAMES + 1):.0f} s"
-        problems = (await mesh.bindings())["source"]["problems"]
     pauses = [later - earlier for at in tries for earlier, later in itertools.pairwise(at)]
     # A server may have refused because it had only just started: it is asked once more as soon as it says that it is ready.
     long_ones = [pause for pause in pauses if pause > 3.0]
@@ -148,7 +148,7 @@ async def denied(bench: Bench) -> Outcome:
         and all(RETRY - 0.5 <= pause <= 1.5 * RETRY + 1 for pause in long_ones)
         and (bool(long_ones) or not bench.long)
         and others <= 2.0
-        and bool(problems) is not bench.long
+        and len(problems) == len(GONE)
         and traffic.clean,
     )
 

@@ -56,8 +56,13 @@ def service(number: int, **different: Any) -> Raw:
 def route(number: int, gateway: str = "internalgateway", **different: Any) -> Raw:
     """The VirtualService that binds a name, called after its gateway."""
     name = name_of(number)
-    described = {"name": f"s{number}-{gateway}", "namespace": "default", "gateways": [f"istio-system/{gateway}"], **different}
-    return make.virtual_service(make.http(name), hosts=[name], **described)
+    described = {
+        "name": f"s{number}-{gateway}",
+        "namespace": "default",
+        "gateways": [f"istio-system/{gateway}"],
+        "hosts": [name],
+    }
+    return make.virtual_service(make.http(name), **{**described, **different})
 
 
 def pair(number: int) -> tuple[Raw, Raw]:
