@@ -27,7 +27,7 @@ from tests.soak.judge import Kill
 from tests.soak.recorder import Recorder
 
 FLAP = 2.0
-"""Seconds that an upstream is up, and down."""
+"""Seconds that one upstream is down, and that both are up until the other one is."""
 CHANGE, MOVE = 0.1, 3.0
 """Seconds between two changes of objects, and of a gateway's address."""
 KILL, RELOAD, API, SCRAPE = 10.0, 7.0, 15.0, 1.0
@@ -47,6 +47,8 @@ class Disturbances:
     ) -> None:
         self.kills: list[Kill] = []
         self.flaps = self.restarts = self.good = self.bad = 0
+        self.stall = 0.0
+        """Seconds for which this process, upstreams included, did nothing, at most: others had the machine."""
         self._server = server
         self._api = api
         self._upstreams = upstreams
@@ -58,6 +60,7 @@ class Disturbances:
         async with asyncio.TaskGroup() as together:
             for one in (self._change, self._move, self._flap, self._kill, self._restart_api, self._reload, self._scrape):
                 together.create_task(one())
+            together.create_task(self._attend())
 
     def noticed(self) -> bool:
         """Whether the server says that all of this happened, as of the last scrape, and is whole."""
@@ -94,6 +97,7 @@ class Disturbances:
     async def _flap(self) -> None:
         """The upstreams are away in turn: closed, or silent."""
         for closes, upstream in itertools.cycle(itertools.product((True, False), self._upstreams)):
+            await asyncio.sleep(FLAP)
             self.flaps += 1
             if closes:
                 await upstream.stop()
@@ -107,6 +111,7 @@ class Disturbances:
                     await upstream.start()
 
     async def _kill(self) -> None:
+        workers = self._server.settings["workers"]
         await asyncio.sleep(KILL / 2)
         while True:
             # The one that has lived longest.
@@ -115,8 +120,16 @@ class Disturbances:
             os.kill(victim, signal.SIGKILL)
             while _runs(victim):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-            self.kills.append(Kill(sent, time.monotonic()))
+            kill = Kill(sent, time.monotonic())
+            self.kills.append(kill)
+            await self._until("canal_dns_worker_restarts_total", len(self.kills))
+            await self._until("canal_dns_workers", workers)
+            kill.whole = time.monotonic()
             await asyncio.sleep(KILL - (time.monotonic() - sent))
+
+    async def _until(self, metric: str, value: float) -> None:
+        while (await self._recorder.scrape()).total(metric) != value:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
     async def _restart_api(self) -> None:
         """The API server goes and comes back, in turn with its history and without."""
@@ -150,14 +163,22 @@ class Disturbances:
             self.bad += 1
             await asyncio.sleep(RELOAD / 2)
 
+    async def _attend(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            self.stall = max(self.stall, time.monotonic() - began - 0.01)
+
     async def _scrape(self) -> None:
         while True:
-            await self._recorder.sample()
+            (await self._recorder.scrape()).sample()
             await asyncio.sleep(SCRAPE)
 
 
 def _runs(pid: int) -> bool:
-    """Whether it has still got its sockets: a process that is dead has none, though its parent has not asked for it yet."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+    """Whether any thread is there that may still hold its sockets: one that is dead, and not yet asked for, holds none."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return any(state not in "ZX" for state in states)

@@ -2,8 +2,10 @@
 
 Rules of this file:
 - a record is wrong, failed (SERVFAIL), lost, or right; never two of them;
-- a lost question counts as the killed worker's where that can have held it when it died: in its socket's buffer (anything),
-  or on its way to an upstream (what is not always bound); all others are lost without an excuse.
+- a lost question counts as a killed worker's where that can have held it when it died: in its socket's buffer (anything), or
+  on its way to an upstream (what is not always bound);
+- it counts as lost beside a missing worker where the others had to do its work, until there was a new one;
+- all others are lost without an excuse.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from tests.soak.content import VIPS
 from tests.soak.history import History
@@ -25,12 +28,17 @@ SERVFAIL, NXDOMAIN = 2, 3
 EXAMPLES = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kill:
-    """A worker's end: when the signal was sent, and when the process was gone."""
+    """A worker's end: when the signal was sent, when the process was gone, and when there was a new one that answered."""
 
     sent: float
     gone: float
+    whole: float = inf
+    held: int = 0
+    """Questions lost with it."""
+    beside: int = 0
+    """Questions lost until it was replaced."""
 
 
 @dataclass(slots=True)
@@ -41,8 +49,6 @@ class Verdict:
     failed: int = 0
     lost: int = 0
     """Without an excuse."""
-    lost_by_kill: Counter[float] = field(default_factory=Counter)
-    """When a worker was killed -> what was lost with it."""
     behind: float = 0.0
     """Seconds after a change at which the old answer still came, at most."""
     examples: list[str] = field(default_factory=list)
@@ -55,7 +61,7 @@ class Verdict:
 def judge(
     records: Iterable[Record], asked: Sequence[tuple[str, str, str]], history: History, kills: Sequence[Kill], began: float
 ) -> Verdict:
-    """`asked`: the lines of the file of queries. `began`: when the load did."""
+    """`asked`: the lines of the file of queries. `began`: when the load did. What was lost with `kills` is noted there."""
     verdict = Verdict()
     for record in records:
         name, qtype, truth = asked[record.query]
@@ -80,9 +86,11 @@ def judge(
 
 def _lose(verdict: Verdict, record: Record, truth: str, kills: Sequence[Kill], began: float) -> None:
     for kill in kills:
-        held = BUFFER if truth in VIPS else FLIGHT
-        if kill.sent - held <= record.sent <= kill.gone:
-            verdict.lost_by_kill[kill.sent] += 1
+        if kill.sent - (BUFFER if truth in VIPS else FLIGHT) <= record.sent <= kill.gone:
+            kill.held += 1
+            return
+        if kill.gone < record.sent <= kill.whole + BUFFER:
+            kill.beside += 1
             return
     verdict.lost += 1
     verdict.lost_at[int(10 * (record.sent - began))] += 1

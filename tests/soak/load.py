@@ -53,6 +53,8 @@ class Load:
     as_said: int
     recorded: int
     lost: int
+    late: int
+    """Of these, answered after all, when nobody waited any more."""
     strays: int
     skipped: int
     """Queries that the client itself could not send in time."""

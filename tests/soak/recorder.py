@@ -8,6 +8,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import statistics
 import time
@@ -18,6 +19,10 @@ from tests.faults.server import Server
 
 _SERIES = re.compile(r"^(canal_dns_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+PATIENCE = 20.0
+"""Seconds for a scrape: how long it took is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,14 @@ class Recorder:
         self.slowest = 0.0
         """Seconds of a scrape."""
         self._server = server
+        self._one_at_a_time = asyncio.Lock()
         self._last: dict[tuple[str, str], float] = {}
 
-    async def sample(self) -> None:
-        """Scrape and look. Raises OSError, AssertionError."""
-        began = time.monotonic()
-        status, text = await asyncio.to_thread(self._server.get, "/metrics")
+    async def scrape(self) -> Recorder:
+        """Ask for the counters, and compare them with the last ones. Raises OSError, AssertionError."""
+        async with self._one_at_a_time:
+            began = time.monotonic()
+            status, text = await asyncio.to_thread(self._server.get, "/metrics", PATIENCE)
         assert status == 200, text
         self.scrapes += 1
         self.slowest = max(self.slowest, time.monotonic() - began)
@@ -53,8 +60,14 @@ class Recorder:
             if key[0].endswith(("_total", "_count", "_bucket")) and fresh.get(key, 0.0) < before:
                 self.backwards.append(f"{key[0]}{{{key[1]}}} {before:g} -> {fresh.get(key, 0.0):g}")
         self._last = fresh
+        return self
+
+    def sample(self) -> None:
+        """Look at what the kernel says; nothing while a worker is just going."""
         server = self._server
-        self.samples.append(Sample(began, server.memory(), server.memory([server.popen.pid]), server.descriptors()))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            control = server.memory([server.popen.pid])
+            self.samples.append(Sample(time.monotonic(), server.memory(), control, server.descriptors()))
 
     def totals(self, metric: str, label: str = "") -> dict[str, float]:
         """Of the last scrape: the sums of a metric by one of its labels; without one all in one, under ""."""

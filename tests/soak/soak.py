@@ -21,7 +21,7 @@ from tests.figures import Figure
 from tests.kube.apiserver import FakeApiServer
 from tests.server.scripted import Scripted
 from tests.soak import content, load
-from tests.soak.account import Account, figures
+from tests.soak.account import WORKERS, Account, figures
 from tests.soak.disturbances import Disturbances
 from tests.soak.history import History
 from tests.soak.judge import judge
@@ -30,7 +30,6 @@ from tests.soak.recorder import Recorder
 
 SHARE = 0.7
 """Of the peak."""
-WORKERS = 2
 PEAK_RUNS, PEAK_SECONDS = 3, 1.5
 SETTLE = 5.0
 """Seconds in which the server must have noticed what happened last."""
@@ -58,7 +57,7 @@ async def soak(seconds: float) -> list[Figure]:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE):
                     while not disturbances.noticed():
-                        await recorder.sample()
+                        await recorder.scrape()
             verdict = judge(load.read(records), asked, history, disturbances.kills, began)
             ended = [] if server.alive() else server.errors[-3:]
         return figures(Account(peak, measured, peaks, verdict, history, disturbances, recorder, ended))
@@ -100,6 +99,8 @@ async def _running(folder: Path) -> AsyncIterator[tuple[Server, FakeApiServer, t
             cache={"size": 10000},
             workers=WORKERS,
             snapshot={"path": str(folder / "table")},
+            # All clients have one address here, as behind CoreDNS.
+            access={"peers": ["127.0.0.1", "::1"]},
         )
         try:
             await asyncio.to_thread(server.ready)
