@@ -25,7 +25,8 @@ NOBODY = User(65532, 65532)
 NET_BIND_SERVICE = 10
 """linux/capability.h; workers that are started again bind again, so it stays as long as the process does."""
 
-_SET_PDEATHSIG, _GET_PDEATHSIG, _SET_KEEPCAPS, _CAPBSET_DROP, _SET_NO_NEW_PRIVS, _CAP_AMBIENT = 1, 2, 8, 24, 38, 47
+_SET_PDEATHSIG, _GET_PDEATHSIG, _SET_DUMPABLE, _SET_KEEPCAPS, _CAPBSET_DROP = 1, 2, 4, 8, 24
+_SET_NO_NEW_PRIVS, _CAP_AMBIENT = 38, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _STATUS = Path("/proc/self/status")
@@ -128,6 +129,8 @@ def _become(user: User, kept: int) -> None:
         if kept >> number & 1:
             _prctl(_CAP_AMBIENT, _AMBIENT_RAISE, number)
     _prctl(_SET_NO_NEW_PRIVS, 1)
+    # Its memory, which holds the token, is not for others of this user: workers are programs anew, and no longer so.
+    _prctl(_SET_DUMPABLE, 0)
     # The kernel forgets it with the user: whoever asked to be followed into death still does.
     _prctl(_SET_PDEATHSIG, death.value)
 
