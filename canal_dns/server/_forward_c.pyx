@@ -31,7 +31,7 @@ from canal_dns.server.sockets import count_send_error, patience
 
 cdef extern from "_forward.h" nogil:
     enum:
-        HEADER, MAX_QUESTION, SLOTS, IN, TYPE_OPT, OPT
+        HEADER, MAX_QUESTION, SLOTS, IN, TYPE_OPT, OPT, MAX_UDP
     struct query:
         int end, limit
         uint16_t qtype
@@ -354,8 +354,8 @@ cdef class Quick:
                     flight.joined = []
                 flight.joined.append((miss, sock, answer, now))
                 self.forwarder._coalesced[()] += 1
-                if host in self.forwarder.hosts:
-                    self.forwarder.suspect(host, name, now)
+                if (asked.limit == MAX_UDP and asked.dnssec == dnssec) or host in self.forwarder.hosts:
+                    self.forwarder.suspect(name, now, host)
             else:
                 share -= 1
                 flight.key, flight.upstream, flight.channel, flight.do = key, upstream, self.channel, dnssec

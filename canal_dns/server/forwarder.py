@@ -27,7 +27,7 @@ from canal_dns.dns.loops import Loops
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import PROBE, Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, servfail, upstream_query
+from canal_dns.dns.wire import AD, CD, MAX_STREAM, MAX_UDP, RD, Ede, Mismatch, Query, servfail, upstream_query
 from canal_dns.metrics import Counters
 from canal_dns.server.forwarding import QUICK
 from canal_dns.server.hits import Miss
@@ -93,7 +93,8 @@ class Forwarder:
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
         self._watch = Loops(os.urandom)
         self.hosts: frozenset[str] = frozenset()
-        """Addresses of the upstreams: a client may have one of them."""
+        """Addresses of the upstreams: a client that has one of them, or whose query has our OPT record, may be ourselves."""
+        self.always_do = True
         self._series = SeriesOf(counters)
         self.counters = counters
         self._quick: Quick | None = None
@@ -147,8 +148,8 @@ class Forwarder:
                 self._arm(now)
         elif flight is None:
             self._coalesced[()] += 1
-            if client in self.hosts:
-                self.suspect(client, query.name, now)
+            if client in self.hosts or (query.payload == MAX_UDP and (query.do or not self.always_do)):
+                self.suspect(query.name, now, client)
         else:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
             self._rejected[(flight.value,)] += 1
@@ -184,21 +185,28 @@ class Forwarder:
         if flight is None or flight.query.question != query.question:
             return False
         self._loops[()] += 1
-        self.suspect(channel.upstream.endpoint.host, query.name, _clock())
+        self.suspect(query.name, _clock(), channel.upstream.endpoint.host)
         return True
 
-    def suspect(self, host: str, name: bytes, now: float) -> None:
-        """A question for this name seems to have come back from the upstreams at this address: a probe is to find out."""
+    def suspect(self, name: bytes, now: float, host: str) -> None:
+        """A question for this name seems to have come back from this address: a probe is to find out.
+
+        If it is no upstream's it may be that of a server behind one: of whom most is asked.
+        """
+        first = self._upstreams.first
         for upstream in self._upstreams:
-            if upstream.endpoint.host == host and self._watch.suspect(upstream, name, now):
+            if (upstream.endpoint.host == host or (upstream is first and host not in self.hosts)) and self._watch.suspect(
+                upstream, name, now
+            ):
                 self._arm(now)
 
     def reconfigure(self, settings: ForwardSettings, domain: bytes | None = None) -> None:
         """Other upstreams, another order, other limits, another cluster domain. Nothing that is on its way is lost."""
         self._discard_age = settings.discard_age
+        self.always_do = settings.sentinel is Sentinel.DO
         self._inflight.configure(
             budget=settings.budget,
-            always_do=settings.sentinel is Sentinel.DO,
+            always_do=self.always_do,
             max_waiting=settings.max_outstanding,
             max_per_client=settings.max_outstanding_per_client,
         )
@@ -215,7 +223,7 @@ class Forwarder:
             self._told_zones.pop(upstream, None)
             self._series.pop(upstream, None)
         if domain is not None:
-            self._watch.configure(self._upstreams, domain, settings.sentinel is Sentinel.DO, _clock())
+            self._watch.configure(self._upstreams, domain, self.always_do, _clock())
         self.hosts = frozenset(upstream.endpoint.host for upstream in self._upstreams)
         self._tell()
         self._arm(_clock())

@@ -23,6 +23,7 @@ from canal_dns.dns.flights import (
     Overdue,
     Rejection,
     Send,
+    Suspect,
 )
 from canal_dns.dns.inflight import EFFORT, FEW, FIRST_TRY, JOINABLE, JOSTLE, LAST_TRY, Inflight
 from canal_dns.dns.upstreams import Upstream, Upstreams
@@ -916,6 +917,106 @@ class TestHealth:
         assert World(0).ask() is Rejection.DOWN
 
 
+class TestLoops:
+    """An upstream that sends our own questions back to us (dns/loops)."""
+
+    @staticmethod
+    def back(world: World, *loops: int, name: str = "a1.up.test") -> None:
+        looping = names.from_text(name)
+        for number in loops:
+            upstream = list(world.upstreams)[number]
+            upstream.leads_back = lambda name: name == looping
+            world.inflight.leave(upstream)
+        world.obey()
+
+    def test_it_is_not_asked_for_what_loops(self) -> None:
+        world = World(2)
+        self.back(world, 0)
+        world.ask(question("a1.up.test"))
+        world.ask(question("b1.up.test"))
+        assert world.to() == ["1", "0"]
+
+    def test_nobody_is_left_to_ask(self) -> None:
+        world = World(2)
+        self.back(world, 0, 1)
+        assert world.ask(question("a1.up.test")) is Rejection.LOOP
+        assert isinstance(world.ask(question("b1.up.test")), Flight)
+        assert (world.inflight.waiting, len(world.inflight)) == (1, 1)
+
+    def test_who_waits_for_it_is_told_at_once(self) -> None:
+        world = World()
+        flight, other = world.flight(question("a1.up.test")), world.flight(question("b1.up.test"))
+        world.wait(SECOND)
+        self.back(world, 0)
+        assert world.done == [flight]
+        assert (flight.reply, flight.ede, other.done) == (None, Ede.NO_REACHABLE_AUTHORITY, False)
+
+    def test_who_waits_for_it_asks_another_one_if_there_is_one(self) -> None:
+        world = World(2)
+        flight = world.flight()
+        self.back(world, 0)
+        assert (world.to(), flight.done) == (["0", "1"], False)
+        world.reply(1)
+        assert flight.done
+
+    def test_neither_the_second_try_nor_a_better_reply_is_looked_for_there(self) -> None:
+        world = World(2)
+        self.back(world, 1)
+        world.ask()
+        world.wait(SECOND)
+        assert world.to() == ["0", "0"]
+        world.reply(1, rcode=2)
+        assert world.to() == ["0", "0"]
+
+    def test_it_is_no_trial_either(self) -> None:
+        world = World(2)
+        self.back(world, 0)
+        world.silence_all()
+        world.ask()
+        assert world.to() == ["1"]
+        self.back(world, 1)
+        world.wait(BUDGET)
+        assert world.ask() is Rejection.DOWN
+
+    def test_a_question_that_others_joined_and_nobody_answers_is_suspect(self) -> None:
+        world = World()
+        world.ask()
+        world.ask(question("b1.up.test"))
+        world.ask(client="other")
+        world.now += SECOND
+        world.inflight.step(world.now)
+        suspects = [order for order in world.inflight.orders if isinstance(order, Suspect)]
+        assert suspects == [Suspect(next(iter(world.upstreams)), names.from_text("a1.up.test"))]
+
+    @pytest.mark.parametrize("rcode", [0, 2, 3])
+    def test_a_probe_goes_to_one_upstream_and_ends_with_its_reply(self, rcode: int) -> None:
+        world = World(2)
+        first = next(iter(world.upstreams))
+        world.inflight.probe(question("p.up.test"), first, world.now)
+        world.obey()
+        [(flight, channel, ident)] = world.probes
+        assert (flight.do, channel.upstream) == (True, first)
+        world.reply(rcode=rcode, probe=True)
+        assert flight.done
+        assert flight.reply == reply(flight.query, ident, rcode)
+        assert (len(world.probes), len(world.inflight), world.inflight.waiting, world.inflight.next_deadline()) == (
+            1,
+            0,
+            0,
+            inf,
+        )
+
+    def test_a_probe_that_is_not_answered_ends_in_an_order_and_leads_to_nothing(self) -> None:
+        world = World(2)
+        first = next(iter(world.upstreams))
+        world.inflight.probe(question("p.up.test"), first, world.now)
+        world.obey()
+        world.wait(END)
+        [(flight, channel, _)] = world.probes
+        assert world.done == [flight]
+        assert (flight.reply, channel.waiting, first.fails, world.overdue, world.sent) == (None, 0, 0, [], [])
+
+
 class TestChannel:
     upstream = Upstream(Endpoint("10.0.0.1", 53))
 
@@ -1007,6 +1108,13 @@ class Traffic(RuleBasedStateMachine):
             self.world.inflight.lost(channel, self.world.now)
         else:
             self.world.inflight.refused(channel, self.world.now)
+        self.world.obey()
+
+    @rule(data=st.data(), loops=st.sampled_from([None, b"\1a\0", b"\1b\0"]))
+    def lead_back(self, data: st.DataObject, loops: bytes | None) -> None:
+        upstream = data.draw(st.sampled_from(list(self.world.upstreams)))
+        upstream.leads_back = None if loops is None else lambda name: name == loops
+        self.world.inflight.leave(upstream)
         self.world.obey()
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 0.7, 1.5]))

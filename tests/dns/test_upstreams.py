@@ -12,6 +12,7 @@ from canal_dns.dns.upstreams import MAX_FAILS, PROBE_INTERVAL, Upstream, Upstrea
 from canal_dns.settings import Endpoint
 
 A, B, C = (Endpoint(f"10.0.0.{n}", 53) for n in (1, 2, 3))
+LOOPS, OTHER = b"\4loop\0", b"\5other\0"
 
 
 def silence(upstreams: Upstreams, upstream: Upstream, now: float) -> float:
@@ -225,3 +226,33 @@ class TestReplace:
             upstreams.failed(a, 1.0)
         assert upstreams.first is b
         assert upstreams.next_probe() == inf
+
+
+class TestLeadsBack:
+    """One that would send a question back to us is not asked for that name, as if it were not there."""
+
+    @pytest.fixture
+    def upstreams(self) -> Upstreams:
+        upstreams = Upstreams([A, B])
+        next(iter(upstreams)).leads_back = lambda name: name == LOOPS
+        return upstreams
+
+    def test_alternative(self, upstreams: Upstreams) -> None:
+        a, b = upstreams
+        assert upstreams.alternative((), LOOPS) is b
+        assert upstreams.alternative((b,), LOOPS) is None
+        assert upstreams.alternative((), OTHER) is a
+
+    def test_retry(self, upstreams: Upstreams) -> None:
+        a, b = upstreams
+        assert upstreams.retry(b, LOOPS) is b
+        assert upstreams.retry(b, OTHER) is a
+        silence(upstreams, b, 0.0)
+        assert upstreams.retry(b, LOOPS) is b
+
+    def test_trial(self, upstreams: Upstreams) -> None:
+        a, b = upstreams
+        assert {upstreams.trial(LOOPS), upstreams.trial(LOOPS)} == {b}
+        assert {upstreams.trial(OTHER), upstreams.trial(OTHER)} == {a, b}
+        b.leads_back = a.leads_back
+        assert upstreams.trial(LOOPS) is None

@@ -32,7 +32,7 @@ TO_DO = {
     "CanalDnsForwardFailing": "CoreDNS, and the way to it; `canal_dns_forward_failures_total` by reason",
     "CanalDnsUpstreamDown": "is `upstreams` the address of CoreDNS's Service?",
     "CanalDnsServfail": "CoreDNS's log; the extended error of the answer (`dig`) says whose it is",
-    "CanalDnsLoop": "`upstreams`, which leads to canal-dns itself: it must be CoreDNS",
+    "CanalDnsLoop": "`upstreams`: CoreDNS itself, whose block for canal-dns must not take what that asks: [loops](#loops)",
     "CanalDnsConfigRejected": "the pod's log names the key; `canal-dns check`",
     "CanalDnsWorkersRestart": "the label `cause`; memory limit, the log",
     "CanalDnsAnswersFromSnapshot": "the API server",

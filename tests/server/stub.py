@@ -19,13 +19,14 @@ NXDOMAIN = 3
 class Stub:
     """A server that sends what it is asked on, to its `targets` in turn, and answers NXDOMAIN where `mended` says so.
 
-    `source`: the address from which it asks on.
+    `source`: the address from which it asks on; `passes`: what it makes of a query.
     """
 
     def __init__(self) -> None:
         self.targets: list[Endpoint] = []
         self.mended: Callable[[str], bool] = lambda name: False
         self.reply: Callable[[bytes], bytes] = lambda packet: message(packet, rcode=NXDOMAIN)
+        self.passes: Callable[[bytes], bytes] = lambda packet: packet
         self.source = "127.0.0.1"
         self.asked: list[str] = []
         self.packets: Counter[str] = Counter()
@@ -67,7 +68,7 @@ class Stub:
         sock.connect((target.host, target.port))
         self._open.add(sock)
         self._loop.add_reader(sock.fileno(), self._answered, sock, peer, name)
-        sock.send(packet)
+        sock.send(self.passes(packet))
 
     def _answered(self, sock: socket.socket, peer: tuple[str, int], name: str) -> None:
         with contextlib.suppress(OSError):

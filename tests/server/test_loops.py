@@ -98,6 +98,14 @@ class Node:
         assert not self.loops(to)
 
 
+def unchanged(packet: bytes) -> bytes:
+    return packet
+
+
+def without_opt(packet: bytes) -> bytes:
+    return packet[:10] + b"\0\0" + packet[12:-11]
+
+
 def only(zone: str) -> Callable[[str], bool]:
     """For `mended`: what is not in this zone."""
     return lambda name: not name.endswith(zone)
@@ -128,11 +136,17 @@ class TestFound:
             in lines[0]
         )
 
-    @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["from the upstream's address", "by time-out"])
+    @pytest.mark.parametrize(
+        ("source", "passes"),
+        [("127.0.0.1", without_opt), ("127.0.0.2", unchanged), ("127.0.0.2", without_opt)],
+        ids=["from the upstream's address", "with our OPT record", "by time-out"],
+    )
     @pytest.mark.parametrize("replicas", [1, 2])
-    async def test_by_a_question_that_loops_in_a_narrow_zone(self, stub: Stub, replicas: int, source: str) -> None:
+    async def test_by_a_question_that_loops_in_a_narrow_zone(
+        self, stub: Stub, replicas: int, source: str, passes: Callable[[bytes], bytes]
+    ) -> None:
         nodes = [Node(stub.endpoint, budget=0.5) for _ in range(replicas)]
-        stub.targets, stub.source = [node.endpoint for node in nodes], source
+        stub.targets, stub.source, stub.passes = [node.endpoint for node in nodes], source, passes
         stub.mended = only("shop.svc.cluster.local")
         async with contextlib.AsyncExitStack() as stack:
             for node in nodes:
@@ -192,7 +206,7 @@ class TestFound:
             waiting = [asyncio.ensure_future(node.ask(query(f"n{number}.shop.svc.cluster.local"))) for number in range(5)]
             await eventually(lambda: node.service._forwarder._inflight.waiting == 5)
             stub.targets = [node.endpoint]
-            node.service._forwarder.suspect(stub.endpoint.host, names.from_text(SHOP), time.monotonic())
+            node.service._forwarder.suspect(names.from_text(SHOP), time.monotonic(), stub.endpoint.host)
             assert [rcode(reply) for reply in await asyncio.gather(*waiting)] == [SERVFAIL] * 5
 
 
