@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import struct
+from functools import partial
 
 from canal_dns.settings import Endpoint
 from tests.faults.bench import Bench
@@ -138,19 +139,20 @@ def _points_at_itself(ask: Ask) -> bytes:
     return message(ask.packet, b"\xc0" + bytes([12 + len(ask.question)]) + record()[2:])
 
 
+def _beginning(octets: int, ask: Ask) -> bytes:
+    return message(ask.packet, record(FORGED))[:octets]
+
+
 MALFORMED = {
     "empty": lambda ask: b"",
-    "two": lambda ask: ask.packet[:2],
     "header": lambda ask: message(ask.packet)[:12],
-    "eleven": lambda ask: message(ask.packet)[:11],
-    "half": lambda ask: message(ask.packet)[: 12 + len(ask.question) // 2],
     "counts": _counts_too_much,
     "loop": _points_at_itself,
     "forward": lambda ask: message(ask.packet, b"\xc0\xff" + record(FORGED)[2:]),
-    "cut": lambda ask: message(ask.packet, record(FORGED))[:-2],
     "tail": lambda ask: message(ask.packet, record(FORGED), tail=b"\0"),
     "label": lambda ask: message(ask.packet, b"\x80" + record(FORGED)[2:]),
     "noise": lambda ask: ask.packet[:2] + bytes(range(0x80, 0xC0)),
+    **{f"first{octets}": partial(_beginning, octets) for octets in range(1, 48)},
 }
 """Right ID and source, and not a message."""
 
@@ -168,7 +170,7 @@ async def _before_the_true_one(bench: Bench, bad: dict, **different: object) -> 
 
     upstream = await bench.upstream(script)
     server = await bench.server(upstream, **different)
-    names = mixed(*(named(200 if bench.long else 20, kind) for kind in bad))
+    names = mixed(*(named(100 if bench.long else 4, kind) for kind in bad))
     stream = await took(bench, server, names, 200)
     # What was kept of them is told again; nothing but the true reply may have been.
     again = await took(bench, server, names, 500)
