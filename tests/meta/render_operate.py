@@ -2,7 +2,8 @@
 against it.
 
 Rules of this file:
-- metrics come from `canal_dns.metrics`, alerts from the chart; only what to do about an alert is written here.
+- metrics come from `canal_dns.metrics`, alerts from the chart, lengths of replies from `amplification`; only what to do about
+  an alert is written here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from canal_dns.metrics import METRICS
+from tests.meta import amplification
 from tests.meta.tree import ROOT
 
 FILE = ROOT / "docs" / "operate.md"
@@ -64,7 +66,7 @@ def alerts() -> Iterator[str]:
     yield "\n"
 
 
-PARTS = {"metrics": metrics, "alerts": alerts}
+PARTS = {"metrics": metrics, "alerts": alerts, "amplification": amplification.lines}
 
 
 def render(text: str) -> str:
