@@ -43,7 +43,7 @@ EXPIRY_MARGIN = 60.0
 """Seconds before an exec plugin's token expires at which the plugin is run again."""
 MAX_ERROR = 64 * 1024
 """Octets of an error's body that are read."""
-_BUFFER = 1024 * 1024
+_BUFFER = 128 * 1024
 
 _HEADERS = {
     "Accept": "application/json",

@@ -123,6 +123,23 @@ async def test_the_kernel_asks_whether_the_other_side_is_there(server, tmp_path,
         assert found == [30, 10, 3]
 
 
+async def test_a_flood_waits_in_the_kernel_not_here(server, tmp_path, opened):
+    """K10: what cannot be read yet is not held in our memory, which a flood would leave full of holes."""
+    api = opened(server.kubeconfig(tmp_path))
+    async with api.get("/api/v1/services", {"watch": "1", "resourceVersion": "100"}, silence=5.0) as reply:
+        (watch,) = server.watches()
+        for _ in range(64):
+            watch.send(b"x" * 2**18)
+        # Nobody reads: it stops when the kernel's buffers are full, too.
+        await server.until(
+            lambda: watch.writer.transport.get_write_buffer_size() and reply._response.content._protocol._reading_paused
+        )
+        held = reply._response.content._size
+        assert held <= 2**19
+        watch.end()
+        assert sum([len(chunk) async for chunk in reply.chunks()]) == 64 * 2**18
+
+
 async def test_proxies_of_the_environment_are_not_asked(server, tmp_path, opened, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
