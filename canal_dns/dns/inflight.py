@@ -166,7 +166,10 @@ class Inflight:
 
     def probe(self, query: Query, upstream: Upstream, now: float) -> None:
         """Ask this upstream, and no other, once; the flight is a probe's, and `done` with or without a reply, in an order if
-        without. Nothing follows from its silence. One at a time for each upstream."""
+        without. Nothing follows from its silence. One at a time for each upstream: it takes the place of the one before."""
+        former = self._own.get(upstream)
+        if former is not None:
+            self._finish(former)
         flight = self._own[upstream] = Flight(_PROBE_KEY, query, self._always_do, upstream, now)
         flight.probe = flight.extra = True
         flight.streamed = (upstream,)

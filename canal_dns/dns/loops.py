@@ -136,9 +136,12 @@ class _Watch:
             at += 1 + name[at]
 
     def next(self) -> float:
+        if self.suspect is not None and self.search is None:
+            # Whatever is on its way may be lost, and whoever waits for an answer does not wait for that.
+            return -inf
         if self.asked is not None:
             return inf
-        if self.search is not None or self.suspect is not None:
+        if self.search is not None:
             return -inf
         return min([self.due, *(zone.due for zone in self.zones.values())])
 
@@ -246,7 +249,8 @@ class Loops:
         return True
 
     def due(self, now: float) -> list[tuple[Upstream, Query]]:
-        """The probes to be sent now, each to its upstream and no other; what becomes of them is told to `answered`."""
+        """The probes to be sent now, each to its upstream and no other, and in place of one that may be on its way to that.
+        What becomes of them is told to `answered`."""
         probes = []
         for upstream, watch in self._watches.items():
             if watch.next() > now:

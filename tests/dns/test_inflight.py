@@ -1006,6 +1006,17 @@ class TestLoops:
             inf,
         )
 
+    def test_a_probe_takes_the_place_of_the_one_before(self) -> None:
+        world = World()
+        first = next(iter(world.upstreams))
+        for name in ("p.up.test", "q.up.test"):
+            world.inflight.probe(question(name), first, world.now)
+            world.obey()
+        assert world.reply(0, probe=True) is Ignored.UNEXPECTED
+        world.reply(1, probe=True)
+        assert [flight.reply is None for flight, _, _ in world.probes] == [True, False]
+        assert [channel.waiting for _, channel, _ in world.probes] == [0, 0]
+
     def test_a_probe_that_is_not_answered_ends_in_an_order_and_leads_to_nothing(self) -> None:
         world = World(2)
         first = next(iter(world.upstreams))

@@ -348,6 +348,15 @@ def test_what_is_known_to_loop_is_not_suspected() -> None:
     assert world.zones() == ["cluster.local"]
 
 
+def test_a_suspicion_does_not_wait_for_a_probe_that_may_be_lost() -> None:
+    world = World("cluster.local")
+    [(upstream, lost)] = world.loops.due(world.now)
+    world.suspect("cart.shop.svc.cluster.local")
+    world.wait(0)
+    assert world.zones() == ["cluster.local"]
+    assert not world.loops.answered(upstream, lost, marker(lost), world.now)
+
+
 def test_a_name_without_room_for_the_label_is_probed_in_the_cluster_domain() -> None:
     world = World()
     world.wait(0)
