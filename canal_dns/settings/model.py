@@ -155,8 +155,8 @@ class RateLimitSettings:
     second, and none longer than three times its query."""
 
     per_second: int = 200
-    """Answers per second and prefix, as many saved up at most; 0: no limit for anybody. 200: NSD's figure; a host asks less,
-    and with `slip: 1` who asks more goes on over TCP."""
+    """Answers per second and prefix from one worker, as many saved up at most; 0: no limit for anybody. 200: NSD's figure; a
+    host asks less, and with `slip: 1` who asks more goes on over TCP."""
     slip: int = 1
     """Of the queries above the rate every n-th gets an empty TC=1 reply, the others nothing; 0: nothing at all. 1, as Knot: it
     is no longer than the query, and whoever was not forged knows what to do."""

@@ -60,7 +60,7 @@ async def random_subdomains(bench: Bench) -> Outcome:
                 Stream(server.endpoint, numbered(10_000, "fast"), 100, host=HARMLESS) as quick,
             ):
                 flooding = asyncio.ensure_future(
-                    flood(bench.folder, server.endpoint, seconds, rate=rate, names=names, source=FLOODER, patience=2.0)
+                    flood(bench.folder, server.endpoint, seconds, rate=rate, names=names, source=FLOODER, patience=0.5)
                 )
                 await bound.for_(seconds / 2)
                 held = max(held, await asyncio.to_thread(server.counted, "canal_dns_forward_in_flight"))
