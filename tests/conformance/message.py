@@ -133,7 +133,7 @@ def _record(wire, at):
     if at + length > len(wire):
         raise MalformedError("RDATA beyond the message")
     rdata, target = wire[at : at + length], b""
-    if (rtype == A and length != 4) or (rtype == AAAA and length != 16):
+    if rclass == 1 and ((rtype == A and length != 4) or (rtype == AAAA and length != 16)):
         raise MalformedError("an address of the wrong length")
     if rtype in (CNAME, NS, PTR, SOA):
         target, end = _name(wire, at)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("canal_dns", "config", "tests", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-TESTS = ("test_batch.py", "test_exempt.py", "test_udp.py", "test_forwarding.py")
+TESTS = ("test_batch.py", "test_exempt.py", "test_udp.py", "test_forwarding.py", "../fuzz/test_corpus.py")
 
 
 def main() -> int:
