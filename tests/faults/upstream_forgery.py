@@ -57,7 +57,7 @@ async def wrong_id(bench: Bench) -> Outcome:
     upstream = await bench.upstream(script)
     server = await bench.server(upstream)
     listening = {upstream.endpoint.port, server.endpoint.port}
-    wanted, rate = (1_000_000, 300) if bench.long else (20_000, 250)
+    wanted, rate = (1_000_000, 200) if bench.long else (20_000, 250)
     stream = await took(bench, server, named(wanted // FORGERIES, "n"), rate)
     # Those whose upstream says nothing but three forgeries by UDP: who is answered was asked for over TCP.
     mute = await took(bench, server, named(100, "mute"), 100)
