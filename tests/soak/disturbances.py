@@ -30,7 +30,7 @@ FLAP = 2.0
 """Seconds that one upstream is down, and that both are up until the other one is."""
 CHANGE, MOVE = 0.1, 3.0
 """Seconds between two changes of objects, and of a gateway's address."""
-KILL, RELOAD, API, SCRAPE = 10.0, 7.0, 15.0, 1.0
+KILL, RELOAD, API, SCRAPE = 10.0, 6.0, 15.0, 1.0
 AWAY = 1.5
 """Seconds without an API server."""
 RECOVERED = 60.0
@@ -122,13 +122,14 @@ class Disturbances:
                 await asyncio.sleep(0.001)
             kill = Kill(sent, time.monotonic())
             self.kills.append(kill)
-            await self._until("canal_dns_worker_restarts_total", len(self.kills))
-            await self._until("canal_dns_workers", workers)
+            await self._told("canal_dns_worker_restarts_total", "cause", {"signal": len(self.kills)})
+            await self._told("canal_dns_workers", "", {"": workers})
             kill.whole = time.monotonic()
             await asyncio.sleep(KILL - (time.monotonic() - sent))
 
-    async def _until(self, metric: str, value: float) -> None:
-        while (await self._recorder.scrape()).total(metric) != value:  # noqa: ASYNC110
+    async def _told(self, metric: str, label: str, values: dict[str, float]) -> None:
+        """Until the server says so. What comes before it has noticed what was before, it takes for one."""
+        while (await self._recorder.scrape()).totals(metric, label) != values:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
     async def _restart_api(self) -> None:
@@ -150,18 +151,20 @@ class Disturbances:
     async def _reload(self) -> None:
         """Good and bad configurations in turn, and SIGHUP without any change."""
         settings = dict(self._server.settings)
+        metric, label = "canal_dns_config_reloads_total", "result"
         for good, bad in zip(itertools.cycle(GOOD), itertools.cycle(BAD), strict=False):
             await asyncio.sleep(RELOAD / 2)
             settings["upstreams"] = settings["upstreams"][::-1]
             self._server.write({**settings, **good})
             self.good += 1
-            await asyncio.sleep(RELOAD / 2)
+            await self._told(metric, label, {"ok": self.good, "error": self.bad})
             self._server.signal(signal.SIGHUP)
             self.good += 1
+            await self._told(metric, label, {"ok": self.good, "error": self.bad})
             await asyncio.sleep(RELOAD / 2)
             self._server.write(bad if isinstance(bad, str) else {**settings, **bad})
             self.bad += 1
-            await asyncio.sleep(RELOAD / 2)
+            await self._told(metric, label, {"ok": self.good, "error": self.bad})
 
     async def _attend(self) -> None:
         while True:
