@@ -12,6 +12,8 @@ from tests.soak.judge import Verdict
 from tests.soak.load import Load
 from tests.soak.recorder import Recorder
 
+SHARE = 0.7
+"""Of the peak."""
 LOST = 1e-4
 GROWTH = 0.05
 DESCRIPTORS = 8
@@ -53,11 +55,11 @@ Row = tuple[str, str, str, bool]
 
 
 def _load(account: Account) -> Row:
-    load, wanted = account.load, 0.7 * account.peak
+    load, wanted = account.load, SHARE * account.peak
     rate = load.sent / load.seconds
     return (
         "load: UDP over IPv4 and IPv6, 60 % bound names, two workers",
-        "70 % of the peak, from the start to the end",
+        f"{SHARE:.0%} of the peak, from the start to the end",
         f"peak {account.peak:,.0f}/s, load {rate:,.0f}/s: {load.sent:,} queries; {load.skipped:,} more did not leave in time",
         rate >= SLACK * wanted,
     )

@@ -24,7 +24,7 @@ BUFFER = 0.25
 """Seconds that a query may lie in a socket's buffer of 8 MiB at most, at the rates that two cores reach."""
 FLIGHT = 1.6
 """Seconds that a forwarded query may be on its way: `limits.forwardBudget`, and a little."""
-SERVFAIL, NXDOMAIN = 2, 3
+SERVFAIL = 2
 EXAMPLES = 10
 
 

@@ -20,15 +20,13 @@ from tests.figures import Figure
 from tests.kube.apiserver import FakeApiServer
 from tests.server.scripted import Scripted
 from tests.soak import content, load
-from tests.soak.account import WORKERS, Account, figures
+from tests.soak.account import SHARE, WORKERS, Account, figures
 from tests.soak.disturbances import Disturbances
 from tests.soak.history import History
 from tests.soak.judge import judge
 from tests.soak.load import Load
 from tests.soak.recorder import Recorder
 
-SHARE = 0.7
-"""Of the peak."""
 PEAK_RUNS, PEAK_SECONDS = 3, 1.5
 SETTLE = 5.0
 """Seconds in which the server must have noticed what happened last."""

@@ -19,7 +19,7 @@ from tests.figures import MISSED
 from tests.server.scripted import FORGED, message, record
 from tests.soak import __main__ as command
 from tests.soak import content, load
-from tests.soak.account import Account, figures
+from tests.soak.account import SHARE, Account, figures
 from tests.soak.history import WINDOW, History
 from tests.soak.judge import Kill, Verdict, judge
 from tests.soak.load import Record
@@ -249,7 +249,7 @@ class Recorded:
 def account(history):
     sent = load.Load(60.0, 1000, 1000, 980, 20, 0, 0, 0, 0, 0)
     happened = SimpleNamespace(kills=[Kill(1.0, 1.1, 2.0)], flaps=3, stall=0.1, restarts=1, good=2, bad=1, noticed=lambda: True)
-    return Account(1000 / 60 / 0.7, sent, [], Verdict(), history, happened, Recorded(), [])
+    return Account(1000 / 60 / SHARE, sent, [], Verdict(), history, happened, Recorded(), [])
 
 
 def missed(account):
