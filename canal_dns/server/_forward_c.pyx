@@ -354,7 +354,7 @@ cdef class Quick:
                     flight.joined = []
                 flight.joined.append((miss, sock, answer, now))
                 self.forwarder._coalesced[()] += 1
-                if (asked.limit == MAX_UDP and asked.dnssec == dnssec) or host in self.forwarder.hosts:
+                if (asked.limit == MAX_UDP and asked.dnssec == dnssec) or host in self.forwarder.loops.hosts:
                     self.forwarder.suspect(name, now, host)
             else:
                 share -= 1

@@ -18,20 +18,19 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
-from canal_dns.dns import names
 from canal_dns.dns.access import Gate
 from canal_dns.dns.cache import AnswerCache
 from canal_dns.dns.flights import Done, Flight, Ignored, Overdue, Rejection, ReplyTo, Send, Suspect
 from canal_dns.dns.inflight import Inflight
-from canal_dns.dns.loops import Loops
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import PROBE, Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import AD, CD, MAX_STREAM, MAX_UDP, RD, Ede, Mismatch, Query, servfail, upstream_query
+from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, servfail, upstream_query
 from canal_dns.metrics import Counters
 from canal_dns.server.forwarding import QUICK
 from canal_dns.server.hits import Miss
 from canal_dns.server.sockets import Control, Peer, UdpSocket
+from canal_dns.server.upstream_loops import UpstreamLoops
 from canal_dns.server.upstream_series import SeriesOf
 from canal_dns.server.upstream_tcp import TcpChannel, TcpChannels
 from canal_dns.server.upstream_udp import UdpChannel, UdpChannels
@@ -91,10 +90,8 @@ class Forwarder:
         self._upstreams = Upstreams(settings.upstreams)
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
-        self._watch = Loops(os.urandom)
-        self.hosts: frozenset[str] = frozenset()
-        """Addresses of the upstreams: a client that has one of them, or whose query has our OPT record, may be ourselves."""
-        self.always_do = True
+        self.loops = UpstreamLoops(self._upstreams, counters)
+        self._domain = domain
         self._series = SeriesOf(counters)
         self.counters = counters
         self._quick: Quick | None = None
@@ -117,14 +114,10 @@ class Forwarder:
         self._rewritten = counters["canal_dns_forward_rewritten_total"]
         self._in_flight = counters["canal_dns_forward_in_flight"]
         self._up = counters["canal_dns_forward_upstream_up"]
-        self._loops = counters["canal_dns_loops_total"]
-        self._probes = counters["canal_dns_loop_probes_total"]
-        self._looping = counters["canal_dns_forward_upstream_looping"]
         self._dropped = counters["canal_dns_dropped_total"]
         self._prefetches = counters["canal_dns_cache_prefetch_total"]
         self._served_stale = counters["canal_dns_cache_served_stale_total"]
         self._told: dict[Upstream, bool] = {}
-        self._told_zones: dict[Upstream, list[bytes]] = {}
         self._changed_at = -inf
         """When the upstreams became others: what was asked before is not for the cache, which began anew."""
         self.reconfigure(settings, domain)
@@ -132,7 +125,7 @@ class Forwarder:
     @property
     def marks(self) -> frozenset[bytes]:
         """Of our own probes: what carries one is answered at once, whoever sent it (dns/loops)."""
-        return self._watch.marks
+        return self.loops.marks
 
     def submit(self, query: Query, client: str, reply_to: ReplyTo, exempt: bool = False) -> None:
         """Have a query answered for a client (its address, as text); `exempt`: as if nothing were bound.
@@ -148,7 +141,7 @@ class Forwarder:
                 self._arm(now)
         elif flight is None:
             self._coalesced[()] += 1
-            if client in self.hosts or (query.payload == MAX_UDP and (query.do or not self.always_do)):
+            if self.loops.is_sign(query, client):
                 self.suspect(query.name, now, client)
         else:
             assert isinstance(flight, Rejection)  # noqa: S101 - for the type checker
@@ -184,29 +177,22 @@ class Forwarder:
         flight = channel.flights.get(query.id)
         if flight is None or flight.query.question != query.question:
             return False
-        self._loops[()] += 1
+        self.loops.count_own()
         self.suspect(query.name, _clock(), channel.upstream.endpoint.host)
         return True
 
-    def suspect(self, name: bytes, now: float, host: str) -> None:
-        """A question for this name seems to have come back from this address: a probe is to find out.
-
-        If it is no upstream's it may be that of a server behind one: of whom most is asked.
-        """
-        first = self._upstreams.first
-        for upstream in self._upstreams:
-            if (upstream.endpoint.host == host or (upstream is first and host not in self.hosts)) and self._watch.suspect(
-                upstream, name, now
-            ):
-                self._arm(now)
+    def suspect(self, name: bytes, now: float, client: str) -> None:
+        """A question for this name seems to have come back from this client's address: a probe is to find out."""
+        if self.loops.suspect_from(client, name, now):
+            self._arm(now)
 
     def reconfigure(self, settings: ForwardSettings, domain: bytes | None = None) -> None:
         """Other upstreams, another order, other limits, another cluster domain. Nothing that is on its way is lost."""
         self._discard_age = settings.discard_age
-        self.always_do = settings.sentinel is Sentinel.DO
+        always_do = settings.sentinel is Sentinel.DO
         self._inflight.configure(
             budget=settings.budget,
-            always_do=self.always_do,
+            always_do=always_do,
             max_waiting=settings.max_outstanding,
             max_per_client=settings.max_outstanding_per_client,
         )
@@ -218,20 +204,18 @@ class Forwarder:
             self._udp.drop(upstream)
             self._tcp.drop(upstream)
             self._up.pop((upstream.text,), None)
-            self._looping.pop((upstream.text,), None)
+            self.loops.forget(upstream)
             self._told.pop(upstream, None)
-            self._told_zones.pop(upstream, None)
             self._series.pop(upstream, None)
-        if domain is not None:
-            self._watch.configure(self._upstreams, domain, self.always_do, _clock())
-        self.hosts = frozenset(upstream.endpoint.host for upstream in self._upstreams)
+        self._domain = domain or self._domain
+        self.loops.reconfigure(self._domain, always_do, _clock())
         self._tell()
         self._arm(_clock())
 
     async def close(self) -> None:
         """Reject what comes from now on, let what is on its way end (within its budget), close all sockets."""
         self._inflight.close()
-        self._watch.close()
+        self.loops.close()
         if len(self._inflight):
             self._emptied = self._loop.create_future()
             await self._emptied
@@ -259,7 +243,7 @@ class Forwarder:
         packet = probe_packet(ident) if of_health else upstream_query(flight.query, ident, do=flight.do)
         flight.sent = now
         if flight.probe and not of_health:
-            self._probes[(upstream.text,)] += 1
+            self.loops.count_probe(upstream)
         else:
             self._requests[channel.series.udp] += 1
         try:
@@ -297,7 +281,7 @@ class Forwarder:
             elif type(order) is Overdue:
                 self._failures[(order.upstream.text, "timeout")] += 1
             elif type(order) is Suspect:
-                self._watch.suspect(order.upstream, order.name, now)
+                self.loops.suspect(order.upstream, order.name, now)
             elif type(order) is Done:
                 if order.rejection is not None:
                     self._rejected[(order.rejection.value,)] += len(order.flight.waiters)
@@ -370,10 +354,10 @@ class Forwarder:
     def _probed(self, flight: Flight, now: float) -> None:
         """A probe of whether an upstream leads back has ended."""
         upstream = flight.upstream
-        if self._watch.answered(upstream, flight.query, flight.reply, now):
-            self._loops[()] += 1
+        if self.loops.answered(upstream, flight.query, flight.reply, now):
+            self.loops.count_own()
             self._inflight.leave(upstream)
-        self._tell_loops(upstream)
+        self.loops.tell(upstream)
         self._arm(now)
 
     def _delivered(self, flight: Flight, now: float) -> None:
@@ -420,7 +404,7 @@ class Forwarder:
         """Set the timer to the next thing to do."""
         if self._sweep_at == inf and (len(self._udp) or len(self._tcp)):
             self._sweep_at = now + SWEEP
-        wake = min(self._inflight.next_deadline(), self._watch.next_probe(), self._sweep_at)
+        wake = min(self._inflight.next_deadline(), self.loops.next_probe(), self._sweep_at)
         if wake == self._wake:
             return
         if self._timer is not None:
@@ -434,7 +418,7 @@ class Forwarder:
         self._timer = None
         try:
             self._inflight.step(now)
-            for upstream, query in self._watch.due(now):
+            for upstream, query in self.loops.due(now):
                 self._inflight.probe(query, upstream, now)
             if now >= self._sweep_at:
                 self._sweep_at = inf
@@ -454,21 +438,4 @@ class Forwarder:
             if self._told.get(upstream, True) != upstream.up:
                 _log.warning("upstream %s is %s", upstream.text, "up again" if upstream.up else "down: it answers nothing")
             self._told[upstream] = upstream.up
-            self._tell_loops(upstream)
-
-    def _tell_loops(self, upstream: Upstream) -> None:
-        """Whether an upstream leads back to us: to the gauge always, to the log once it is known how much of it does."""
-        self._looping[(upstream.text,)] = int(upstream.leads_back is not None)
-        zones = self._watch.zones(upstream)
-        if self._told_zones.get(upstream, []) == zones or self._watch.searching(upstream):
-            return
-        self._told_zones[upstream] = zones
-        if zones:
-            _log.error(
-                "upstream %s sends our own questions back to us: it is not asked for names in %s until it stops. It must be "
-                "CoreDNS itself, whose block that leads to canal-dns must not take what canal-dns asks (docs/layouts.md)",
-                upstream.text,
-                ", ".join(map(names.to_text, zones)),
-            )
-        else:
-            _log.info("upstream %s does not send our own questions back to us any more", upstream.text)
+            self.loops.tell(upstream)

@@ -91,10 +91,10 @@ class Node:
     async def finds(self, to: Endpoint) -> None:
         """Wait until it knows that this upstream loops, and how much of it."""
         forwarder = self.service._forwarder
-        await eventually(lambda: self.loops(to) and not any(map(forwarder._watch.searching, forwarder._upstreams)))
+        await eventually(lambda: self.loops(to) and not any(map(forwarder.loops.searching, forwarder._upstreams)))
 
     async def probed(self, to: Endpoint) -> None:
-        await eventually(lambda: all(watch.clean for watch in self.service._forwarder._watch._watches.values()))
+        await eventually(lambda: all(watch.clean for watch in self.service._forwarder.loops._watches.values()))
         assert not self.loops(to)
 
 
