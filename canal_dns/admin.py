@@ -33,6 +33,9 @@ MAX_HEAD = 8192
 """Octets of a request line and its headers."""
 TIMEOUT = 5.0
 """Seconds to send a request, and again to take the answer."""
+LARGE = 1 << 20
+LARGE_ANSWERS = 2
+"""Answers of more octets than LARGE that may be on their way at once: `/bindings` of a large cluster has many MiB."""
 METRICS_TIMEOUT = 2.0
 """Seconds that worker processes have to tell their counters."""
 
@@ -79,6 +82,8 @@ class Admin:
         self._connections: set[asyncio.StreamWriter] = set()
         self._unfinished: dict[asyncio.StreamWriter, None] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._large = 0
+        """Large answers that are on their way."""
 
     async def start(self) -> None:
         """Listen. Raises ListenError."""
@@ -117,12 +122,7 @@ class Admin:
             self._unfinished.pop(writer, None)
             writer.transport.set_write_buffer_limits(0)
             writer.write(_head(answer))
-            if not head_only:
-                writer.write(answer.body)
-            async with asyncio.timeout(TIMEOUT):
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
+            await self._deliver(writer, b"" if head_only else answer.body)
         except (TimeoutError, OSError, EOFError):
             # A client that is slow or gone.
             pass
@@ -130,6 +130,19 @@ class Admin:
             self._unfinished.pop(writer, None)
             self._connections.discard(writer)
             writer.transport.abort()
+
+    async def _deliver(self, writer: asyncio.StreamWriter, body: bytes) -> None:
+        """Raises TimeoutError, OSError."""
+        large = len(body) > LARGE
+        self._large += large
+        try:
+            writer.write(body)
+            async with asyncio.timeout(TIMEOUT):
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            self._large -= large
 
     async def _answer(self, reader: asyncio.StreamReader) -> tuple[bool, _Answer]:
         """The answer, and whether only its head is wanted. Raises EOFError when the client goes before it has asked."""
@@ -157,6 +170,8 @@ class Admin:
                 return await self._metrics()
             case b"/bindings":
                 async with self._one_at_a_time:
+                    if self._large >= LARGE_ANSWERS:
+                        return _Answer(503, b"others are being given as much: ask again\n")
                     content = self._endpoints.bindings()
                     return _Answer(200, await content if inspect.isawaitable(content) else content, JSON)
             case b"/":

@@ -374,6 +374,27 @@ async def test_who_does_not_read_the_answer_is_closed(monkeypatch):
         writer.transport.abort()
 
 
+async def test_few_large_answers_are_in_memory_at_once():
+    """The names of a large cluster are many MiB: whoever lets them lie does not get them sixteen times."""
+    process = Process()
+    process.content = b"x" * 50_000_000
+    async with running(process) as admin:
+        writers = []
+        for _ in range(module.LARGE_ANSWERS):
+            _, writer = await connect(admin)
+            writer.transport.pause_reading()
+            writer.write(b"GET /bindings HTTP/1.1\r\n\r\n")
+            writers.append(writer)
+        await _until(lambda: admin._large == module.LARGE_ANSWERS)
+        assert (await ask(admin, "/bindings"))[0] == 503
+        assert (await ask(admin, "/metrics"))[0] == 200
+        writers[0].transport.abort()
+        await _until(lambda: admin._large < module.LARGE_ANSWERS)
+        assert (await ask(admin, "/bindings"))[0] == 200
+        writers[1].transport.abort()
+        await _until(lambda: admin._large == 0)
+
+
 async def test_a_client_that_goes_away_is_no_error(caplog):
     async with running() as admin:
         for request in (b"", b"GET", b"GET /bindings HTTP/1.1\r\n\r\n"):
