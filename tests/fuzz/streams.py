@@ -33,6 +33,8 @@ _LATE = 8
 """Bit of the first octet: what is forwarded is answered at the end only."""
 
 _TABLE = bound_table()
+_GATE = Gate(AccessSettings())
+"""A stream has no limits, so that nothing is remembered here that counts."""
 
 
 def _pieces(data: bytes) -> list[bytes]:
@@ -197,6 +199,7 @@ _runner: list[asyncio.Runner] = []
     fixed=2000,
     per_octet=60,
     words=(*WORDS, b"\0\x2b", b"\0\0", b"\xff\xff", b"\0\1", frame(packet())),
+    largest=512,
 )
 def connection(data: bytes) -> None:
     if not data:
@@ -231,7 +234,7 @@ def _end(reply: bytes) -> int:
 
 def _wanted(octets: bytes) -> list[bytes]:
     """The messages that are to be answered: all up to the first that is no query, and as many as one connection may send."""
-    gate, found = Gate(AccessSettings()), []
+    found = []
     messages = 0
     at = 0
     while at + 2 <= len(octets) and messages < TcpSettings().queries_per_connection:
@@ -239,7 +242,7 @@ def _wanted(octets: bytes) -> list[bytes]:
         if end > len(octets):
             break
         message = octets[at + 2 : end]
-        if isinstance(decide(message, CLIENT, PORT, True, _TABLE, gate, NOW), Drop):
+        if isinstance(decide(message, CLIENT, PORT, True, _TABLE, _GATE, NOW), Drop):
             break
         found.append(message)
         messages += 1
@@ -250,7 +253,7 @@ def _wanted(octets: bytes) -> list[bytes]:
 async def _connected(pieces: list[bytes], *, late: bool) -> bytes:
     upstream = _Elsewhere(late=late)
     counters = Counters()
-    intake = Intake(TableCell(_TABLE), Gate(AccessSettings()), upstream, counters, Tally())
+    intake = Intake(TableCell(_TABLE), _GATE, upstream, counters, Tally())
     connections = Connections(intake, TcpSettings(), ())
     one = connections.admit((CLIENT, PORT))
     assert isinstance(one, Connection)
