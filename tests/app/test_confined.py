@@ -30,6 +30,7 @@ from tests.process import DEMO, Process, Server, wait_for
 
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONFIG, SAVED = "/etc/canal-dns", "/var/lib/canal-dns"
+pytestmark = pytest.mark.timeout(180)
 HELLO = "helloworld.default.svc.cluster.local"
 OTHER, LONG = "elsewhere.example.", "long.example."
 TOKEN = "the-one-token-" + "7Qx" * 9
@@ -114,6 +115,13 @@ class Confined(Server):
 
     upstream = 0
 
+    def ready(self):
+        """Two interpreters and a compiler come before it, one after the other."""
+        wait_for(lambda: self.popen.poll() is not None or any("bindings and reasons: " in line for line in self.lines), 60)
+        assert self.popen.poll() is None, self.errors
+        wait_for(lambda: self.get("/ready")[0] == 200, what="/ready")
+        return self
+
     def processes(self):
         """Process id -> its status file, of all that belong to it."""
         pid = self.popen.pid
@@ -170,7 +178,6 @@ def start(folder, api, upstream):
 def everything(server, api_put):
     """All that a server does, once; `api_put`: changes an object in the API server."""
     server.ready()
-    wait_for(lambda: server.get("/ready")[0] == 200, what="/ready")
     assert server.addresses(HELLO) == ["10.96.9.9"] == server.addresses(HELLO, tcp=True)
     assert server.addresses(OTHER) == server.addresses(OTHER, tcp=True) == ["192.0.2.7"]
     assert server.addresses(LONG) == ["192.0.2.7"]  # by TCP to the upstream
@@ -231,9 +238,9 @@ async def test_everything_works_without_a_right(start, api):
 
 
 def writable(pid):
-    """Mounts of a process that are not read-only, without what every container has."""
-    lines = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
-    return {line[4] for line in lines if "rw" in line[5].split(",") and line[4].split("/")[1] not in ("proc", "sys", "dev")}
+    """Mounts that are not read-only, without what every container has; the last one at a place hides the others."""
+    mounts = {line.split()[4]: line.split()[5] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    return {path for path, how in mounts.items() if "rw" in how.split(",") and path.split("/")[1] not in ("proc", "sys", "dev")}
 
 
 # -- what workers do not have ------------------------------------------------------------------------------------------
