@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--workers", type=_workers, metavar="N", help="worker processes: auto, 0 (one process) or a number")
     serve.add_argument("--admin", metavar="ADDRESS:PORT", help="/health /ready /metrics /bindings here; off: nowhere")
     serve.add_argument(
-        "--user", metavar="UID[:GID]", help="whom root becomes: auto (default 65532:65532, if its files allow), 0: nobody"
+        "--user", metavar="UID[:GID]", help="whom root becomes; auto (default): 65532 where its files allow; 0: stays root"
     )
 
     demo = commands.add_parser("demo", help="the whole thing on this machine", description=_DEMO, formatter_class=raw)
