@@ -189,6 +189,9 @@ class Inflight:
 
         Whether their upstream is alive is for a probe to find out: they may end too soon to be overdue.
         """
+        if self._closing:
+            # Nobody is let in: who waits is not to pay for it.
+            return False
         free = self._max_waiting - self.waiting
         displaced = []
         for flight in chain(self._late.values(), self._fresh.values()):

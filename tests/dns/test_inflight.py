@@ -825,6 +825,9 @@ class TestLimits:
         flight = world.flight()
         world.inflight.close()
         assert world.ask() is Rejection.CLOSING
+        world.wait(JOSTLE)
+        assert not world.inflight.make_room(1, world.now)
+        assert not flight.done
         world.inflight.configure(budget=BUDGET, always_do=True, max_waiting=10, max_per_client=10)
         assert world.ask() is Rejection.CLOSING
         world.reply()
