@@ -70,8 +70,8 @@ class Lossy:
         self.there, self.back = Passed(), Passed()
         self.loop_probes = 0
         """Of what came from there: canal-dns counts them apart."""
-        self.oldest = 0.0
-        """Seconds between the first and the last datagram of one flow, at most."""
+        self.log: list[tuple[int, float]] | None = None
+        """If a list: the source port of each datagram from there, and when it came, by time.monotonic()."""
         self._random = random.Random(seed)
         self._flows: dict[Address, _Flow] = {}
         self._dead: set[Address] = set()
@@ -156,7 +156,8 @@ class Lossy:
             if flow is None:
                 flow = self._flows[client] = _Flow(self, client, self._loop)
             flow.used = time.monotonic()
-            self.oldest = max(self.oldest, flow.used - flow.began)
+            if self.log is not None:
+                self.log.append((client[1], flow.used))
             self.loop_probes += packet[12:].startswith(LOOP_PROBE)
             self.pass_on(self.there, flow, flow.sock.send, packet)
 
@@ -172,7 +173,7 @@ class Lossy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.closing(writer), contextlib.suppress(OSError):
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.CancelledError):
             if self._lost() or self._lost():
                 await asyncio.sleep(SYN_AGAIN)
             reader_behind, writer_behind = await asyncio.open_connection(self.behind.host, self.behind.port)
@@ -198,7 +199,7 @@ class _Flow:
 
     def __init__(self, home: Lossy, client: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.client = client
-        self.began = self.used = time.monotonic()
+        self.used = time.monotonic()
         self.closed = False
         self.sock = _udp()
         self.sock.connect((home.behind.host, home.behind.port))
