@@ -41,7 +41,7 @@ async def flood(bench: Bench) -> Outcome:
     server = await mesh.serve(workers=1, log={"level": "warning"})
     await mesh.answered(name_of(FLOODED[-1]), VIP)
     chunks, pages = _chunks(), _pages(mesh)
-    idle, flooded, relisted = (12.0, 20.0, 10.0) if bench.long else (1.5, 2.5, 2.0)
+    idle, flooded, relisted = (12.0, 20.0, 10.0) if bench.long else (1.0, 2.0, 1.5)
     by_events, by_lists = [], []
     tables = 0.0
     sent = 0

@@ -40,8 +40,8 @@ NAMES = 20
 """Names bound from the beginning, the bench's own apart."""
 BOUND_RATE, FORWARDED_RATE = 400, 100
 """Queries per second."""
-WARM = 0.3
-"""Seconds of traffic before the figures of descriptors and memory are taken that must be the same at the end."""
+WARM = 400
+"""Forwarded queries before the figures of descriptors and memory are taken that must be the same at the end."""
 GATEWAYS = [{"service": f"istio-system/{name}"} for name in ("internalgateway", OTHER)]
 
 
@@ -144,9 +144,9 @@ class Mesh:
         self.server = await self.bench.server(self.upstream, **settings)
         if different.get("ready", True):
             await self.api.watching(*EVERYTHING)
-            async with self.traffic():
-                # What forwards has its sockets from now on: they are replaced, not closed, while queries come.
-                await asyncio.sleep(WARM)
+            async with self.traffic(forwarded_rate=WARM / 0.25):
+                # What forwards has all its sockets from now on: they are replaced, not closed, while queries come.
+                await asyncio.sleep(0.25)
             self.bench.baseline(self.server)
         return self.server
 
