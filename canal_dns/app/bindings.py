@@ -4,7 +4,8 @@ Rules of this file:
 - nothing is published before the source is synced, except the saved table, from which is answered until then;
 - the first changes after a pause cost no time; a flood of events costs a few tables a second, and changes that no answer
   depends on cost none;
-- a source that replaces another one comes into force when it is read, and not before.
+- a source that replaces another one comes into force when it is read, and not before;
+- what the rule cannot cope with ends nothing: the answers stay what they were, until the objects change.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ SOURCE_GAUGES = (
     "canal_dns_source_last_event_timestamp_seconds",
     "canal_dns_source_broken_files",
 )
+RETRY = 1.0
+"""Seconds at least from a table that could not be made to the next."""
 LEFT_BEHIND = 1.0
 """Seconds after which a source that was replaced has ended, and nothing is made of the rules before."""
 
@@ -186,7 +189,17 @@ class Bindings:
                 await asyncio.wait_for(self._changed.wait(), max(0.0, min(due) - time.monotonic()) if due else None)
             self._changed.clear()
             began = time.monotonic()
-            step = self._step(began)
+            try:
+                step = self._step(began)
+            except Exception:
+                # A mistake of ours that one object brings out, which anybody may have written: to end, and to fail at it again
+                # after the start, would take the names of all others with it.
+                log.exception("the rule failed, answers stay what they are until objects change")
+                self._counters["canal_dns_source_errors_total"][("rule", "internal")] += 1
+                self.feed.rebind(self.feed.settings)
+                self._whole = True
+                await asyncio.sleep(RETRY)
+                continue
             # What was sent leaves with the end of this turn of the loop; whatever else there is to do comes after it.
             await asyncio.sleep(0)
             if step is not None:

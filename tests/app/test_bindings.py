@@ -11,9 +11,11 @@ import pytest
 
 from canal_dns.app import snapshot
 from canal_dns.app.bindings import Bindings
+from canal_dns.mesh.binding import Binder
 from canal_dns.metrics import Counters
 from canal_dns.settings import InternalGateway, SnapshotSettings, SourceSettings, parse
 from tests.kube.apiserver import FakeApiServer, Hang
+from tests.mesh import builders as make
 from tests.process import DEMO
 
 HELLO = "helloworld.default.svc.cluster.local"
@@ -79,6 +81,31 @@ async def test_a_saved_table_is_not_overwritten_before_anything_was_read(setting
         await reconfigured(bindings, dataclasses.replace(away, snapshot=settings.snapshot))
         assert await bindings.saver.save()
     assert (tmp_path / "table").read_bytes() == saved
+
+
+async def test_what_the_rule_cannot_cope_with_ends_nothing(settings, tmp_path, monkeypatch):
+    """One tenant's expression with a superscript digit ended the process, at every start."""
+    monkeypatch.setattr("canal_dns.app.bindings.RETRY", 0.01)
+    real = Binder.refresh
+
+    def refresh(self, *arguments):
+        changes = real(self, *arguments)
+        if any(route.namespace == "odd" for route in self.view.virtual_services.values()):
+            raise ValueError("a mistake")
+        return changes
+
+    monkeypatch.setattr(Binder, "refresh", refresh)
+    odd = tmp_path / "manifests" / "odd.yaml"
+    async with running(settings) as bindings:
+        await until(lambda: bindings.synced)
+        before = dict(bindings.publisher.live)
+        assert before
+        odd.write_text(f"apiVersion: {make.ISTIO}\nkind: VirtualService\nmetadata: {{name: x, namespace: odd}}\nspec: {{}}\n")
+        await until(lambda: bindings._counters["canal_dns_source_errors_total"][("rule", "internal")])
+        assert bindings.publisher.live == before
+        odd.unlink()
+        await until(lambda: not bindings._whole)
+        assert bindings.publisher.live == before
 
 
 async def test_what_is_saved_goes_by_the_source_that_it_was_made_of(settings, tmp_path):
