@@ -142,17 +142,15 @@ def look(target: Target, folder: Path, seconds: int) -> Outcome:
         inputs = ", ".join(f"{path}: {path.read_bytes()[:200].hex()}" for path in found)
         return Outcome(f"found (exit status {done.returncode}): {inputs or done.stderr.strip()[-300:]}", met=False)
     problems = work.growth(target)
-    worst = 0.0
+    most = 0
     for path in sorted((folder / "grown").glob("*")):
         data = path.read_bytes()
         try:
-            lines = work.bounded(target, data)
+            most = max(most, work.bounded(target, data))
         except Finding as problem:
             problems.append(f"{path}: {problem}")
-        else:
-            worst = max(worst, (lines - target.fixed) / max(1, len(data)))
     text = _reached(done.stdout, done.stderr)
-    told = f"; {'; '.join(problems)}" if problems else f"; at most {target.fixed} lines and {max(0, worst):.0f} per octet"
+    told = f"; {'; '.join(problems)}" if problems else f"; at most {most} lines of Python for one of them"
     return Outcome(text + told, met=not problems)
 
 
