@@ -1,4 +1,4 @@
-"""The audit of dependencies: a finding fails, an advisory service that is silent is no clean bill; and the lock of the image."""
+"""The audit of dependencies: a finding fails, an advisory service that says nothing is no clean bill; the lock of the image."""
 
 import configparser
 import json
