@@ -40,6 +40,10 @@ from canal_dns.settings import LogSettings
 HEARTBEAT = 1.0
 """Seconds between two reports; they carry what is not in the tally, of which a worker's death loses a second at most."""
 
+INBOX = 100
+"""Messages that may wait while one is handled: ten seconds of changes. Above it the link is not read, and whoever sends has one
+full table stand for all that follows."""
+
 log = logging.getLogger("canal_dns.server")
 
 
@@ -64,9 +68,7 @@ def run_worker(
 
 
 class _Worker:
-    def __init__(
-        self, tally: Tally, on_log_settings: Callable[[LogSettings], None], lost_lines: Callable[[], int]
-    ) -> None:
+    def __init__(self, tally: Tally, on_log_settings: Callable[[LogSettings], None], lost_lines: Callable[[], int]) -> None:
         self._tally = tally
         self._on_log_settings = on_log_settings
         self._lost_lines = lost_lines
@@ -92,6 +94,7 @@ class _Worker:
                     break
                 await self._handle(message)
                 self._unhandled -= 1
+                self._link.hold(self._unhandled >= INBOX)
             else:
                 log.warning("the control process is gone; answering for another %g s", self._lameduck)
                 with contextlib.suppress(TimeoutError):
@@ -177,6 +180,7 @@ class _Worker:
         else:
             self._unhandled += 1
             self._inbox.put_nowait(message)
+            self._link.hold(self._unhandled >= INBOX)
 
     def _on_lost(self) -> None:
         self._orphaned = True
@@ -198,7 +202,6 @@ class _Worker:
             rows = [] if service is None else self._counted(service).to_plain()
             changed, self._reported = rows != self._reported, rows
             self._link.send(Report(token, 0 if service is None else service.generation, rows if changed else None))
-
 
     def _counted(self, service: PacketService) -> Counters:
         counters = service.counters_beside_tally()

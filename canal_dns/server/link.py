@@ -177,7 +177,8 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_writable = on_writable
         self._received = bytearray()
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
+        self._held = False
         self.blocked = False
         """True while the other end is slow: what would be superseded anyway is not to be sent."""
 
@@ -188,13 +189,19 @@ class Link(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(packed)
 
+    def hold(self, held: bool) -> None:
+        """True: read no more, so that the other end finds us slow; False: read on."""
+        if held is not self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = held
+            (self._transport.pause_reading if held else self._transport.resume_reading)()
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are asyncio's in everything but their class.
-        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:

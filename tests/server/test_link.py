@@ -12,6 +12,7 @@ import pytest
 
 from canal_dns.dns.table import Addresses
 from canal_dns.metrics import Counters
+from canal_dns.server import child
 from canal_dns.server import link as link_module
 from canal_dns.server.link import (
     Ask,
@@ -26,6 +27,7 @@ from canal_dns.server.link import (
     WorkerSettings,
     pack,
 )
+from canal_dns.server.tally import Tally
 from canal_dns.settings import (
     AccessSettings,
     BindingSettings,
@@ -116,6 +118,34 @@ async def test_every_message_arrives_as_it_was() -> None:
     one.link.close()
     await eventually(lambda: one.lost == other.lost == 1)
     one.link.send(Stop())
+
+
+async def test_who_has_enough_is_found_slow_and_loses_nothing() -> None:
+    one, other = await pair()
+    other.link.hold(True)
+    other.link.hold(True)
+    big = Publish({bytes([4, *number.to_bytes(4), 0]): None for number in range(1000)}, 3, 4, True)
+    count = 0
+    while not one.link.blocked and count < 10_000:
+        one.link.send(big)
+        count += 1
+    assert one.link.blocked
+    assert not other.heard
+    other.link.hold(False)
+    await eventually(lambda: len(other.heard) == count)
+    assert (one.link.blocked, one.writable) == (False, 1)
+    one.link.close()
+    await eventually(lambda: one.lost == other.lost == 1)
+    other.link.hold(True)
+
+
+def test_a_worker_reads_no_more_than_it_can_take_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(Link, "hold", lambda link, now: held.append(now))
+    worker = child._Worker(Tally(), lambda settings: None, lambda: 0)
+    for _ in range(child.INBOX):
+        worker._on_message(Exempt(frozenset()))
+    assert held == [False] * (child.INBOX - 1) + [True]
 
 
 def test_a_worker_has_the_settings_that_packets_need() -> None:
