@@ -180,8 +180,9 @@ class Disturbances:
 
 def _runs(pid: int) -> bool:
     """Whether any thread is there that may still hold its sockets: one that is dead, and not yet asked for, holds none."""
-    states = []
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            states.append(stat.read_text().rpartition(")")[2].split()[0])
-    return any(state not in "ZX" for state in states)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+                    return True
+    return False
