@@ -33,8 +33,8 @@ async def killed_workers(bench: Bench) -> Outcome:
             await stream.for_(0.2)
             took.append(await _killed(bench, server, number))
         loss = max(loss, stream.sent - stream.right)
-        # Its successor lives long enough for the next death not to be the continuation of this one.
-        await asyncio.sleep(5.5 if bench.long else 0)
+        # The next death is not the continuation of this one, and no tenth within a minute.
+        await asyncio.sleep(7.0 if bench.long else 0)
     status, deaths, lasted = await _crash_loop(bench)
     share = RATE * 0.5 / 2
     took.sort()
