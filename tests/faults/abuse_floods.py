@@ -51,7 +51,7 @@ async def random_subdomains(bench: Bench) -> Outcome:
 
     upstream = await bench.upstream(script, keep=False)
     server = await bench.server(upstream, access={"peers": ["127.0.0.0/8"]}, limits={"maxOutstanding": cap})
-    seconds, rounds = (20.0, 3) if bench.long else (2.0, 2)
+    seconds, rounds = 20.0 if bench.long else 2.0, 3
     rate = LONG_FLOOD if bench.long else FLOOD
     pairs, fast, held = [], [], 0.0
     for _ in range(rounds):
