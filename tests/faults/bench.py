@@ -29,6 +29,8 @@ MEMORY = 16 << 20
 """Octets of growth that a scenario leaves behind at most: what a process takes once, at its first load, is well below."""
 DESCRIPTORS = 8
 """More open files than before, at most: sockets of replaced workers and of upstream pools come and go."""
+HELD_UP = 0.2
+"""Seconds by which the bench's own loop may be late, upstreams and clients with it; what misses a demand then proves little."""
 SETTLE = 15.0
 """Seconds in which all must be as before: an upstream socket lives 10 s at most."""
 
@@ -128,8 +130,26 @@ async def bench(*, long: bool) -> AsyncIterator[Bench]:
 async def run(row: Row, *, long: bool, limit: float) -> Outcome:
     """The scenario, and the look afterwards. Raises what the scenario raises, and TimeoutError after `limit` seconds."""
     async with asyncio.timeout(limit), bench(long=long) as given:
+        pauses: list[float] = []
+        watching = asyncio.create_task(_pauses(pauses))
         outcome = await row.scenario(given)
+        watching.cancel()
         complaints = await given.complaints()
     if complaints:
-        return Outcome(f"{outcome.measured}; afterwards: {', '.join(complaints)}", met=False)
+        outcome = Outcome(f"{outcome.measured}; afterwards: {', '.join(complaints)}", met=False)
+    if not outcome.met and max(pauses, default=0.0) > HELD_UP:
+        held = f"{len(pauses)} times, for {max(pauses):.1f} s"
+        outcome = Outcome(
+            f"{outcome.measured}; the bench itself was held up {held}: the machine had other things to do", met=False
+        )
     return outcome
+
+
+async def _pauses(pauses: list[float]) -> None:
+    """Notes by how much this loop comes late, where that is more than scenarios can bear."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(0.05)
+        late = time.monotonic() - before - 0.05
+        if late > HELD_UP:
+            pauses.append(late)
