@@ -25,7 +25,7 @@ from canal_dns.dns.inflight import Inflight
 from canal_dns.dns.memory import Memory
 from canal_dns.dns.table import TableCell
 from canal_dns.dns.upstreams import PROBE, Upstream, Upstreams, probe_packet
-from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, servfail, upstream_query
+from canal_dns.dns.wire import AD, CD, MAX_STREAM, RD, Ede, Mismatch, Query, Rcode, servfail, upstream_query
 from canal_dns.metrics import Counters
 from canal_dns.server.forwarding import QUICK
 from canal_dns.server.hits import Miss
@@ -329,6 +329,8 @@ class Forwarder:
             series = channel.series
             self._responses[series.rcodes[packet[3] & 15]] += 1
             series.duration.observe(now - flight.sent)
+            if packet[3] & 15 == Rcode.SERVFAIL and self.loops.suspect_failure(channel.upstream, flight.key[0], now):
+                self._arm(now)
             if flight.done and not flight.probe:
                 self._deliver(flight, now)
 

@@ -62,6 +62,10 @@ class UpstreamLoops(Loops):
             suspects = [self._upstreams.first] if self._upstreams.first is not None and name.endswith(self._domain) else []
         return any([self.suspect(upstream, name, now) for upstream in suspects])  # noqa: C419 - each of them
 
+    def suspect_failure(self, upstream: Upstream, name: bytes, now: float) -> bool:
+        """An upstream says SERVFAIL for this name, as another process of ours does that knows it loops; True: a probe is due."""
+        return name.endswith(self._domain) and self.suspect(upstream, name, now)
+
     def count_own(self) -> None:
         """A query of ours came back, a probe or another."""
         self._came_back[()] += 1

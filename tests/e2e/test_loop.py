@@ -141,18 +141,20 @@ def test_then_a_question_costs_no_time_and_few_packets(
 ) -> None:
     case, site = looping
     expected = cluster.BY_NAME[case.question].v4 if case.answered else "SERVFAIL"
+    # Over TCP there are datagrams only on a way back that CoreDNS takes by UDP.
+    most = case.datagrams - 2 if tcp else case.datagrams
     counts = []
-    for _ in range(4):
+    for _ in range(6):
         # Probes fall into some of these, and of the narrow zone each worker has to find out for itself.
         before = datagrams()
         said, seconds = outcome(site, case.question, tcp=tcp, v6=v6)
         counts.append(unchanged(datagrams, polls=3, pause=0.01) - before)
         assert said == expected
-        if counts[-1] <= case.datagrams:
+        if counts[-1] <= most:
             break
     measured(f"loop ({request.node.callspec.id}): known: {said} after {seconds * 1e3:.0f} ms, {counts[-1]} datagrams")
     assert seconds < QUICK
-    assert counts[-1] <= (case.datagrams if not tcp else case.datagrams - 2), counts
+    assert counts[-1] <= most, counts
     assert site.has_vip(tcp=tcp, v6=v6)
     assert site.canal_dns.alive()
 

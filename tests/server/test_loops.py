@@ -164,6 +164,19 @@ class TestFound:
             assert await finder.says(PLAIN) == NXDOMAIN, "nothing is kept from it but what loops"
             assert before[SHOP] == stub.packets[SHOP]
 
+    async def test_by_the_failure_of_one_who_knows(self, stub: Stub) -> None:
+        """Else it would go on asking, and never see its own question again: the other one ends it."""
+        one, other = Node(stub.endpoint), Node(stub.endpoint)
+        stub.targets, stub.source = [one.endpoint], "127.0.0.2"
+        stub.mended = only("shop.svc.cluster.local")
+        async with one, other:
+            for node in (one, other):
+                await node.probed(stub.endpoint)
+            assert await one.says(SHOP) == SERVFAIL
+            await one.finds(stub.endpoint)
+            assert await other.says(SHOP) == SERVFAIL
+            await other.finds(stub.endpoint)
+
     async def test_through_another_pool_and_back(self, stub: Stub) -> None:
         """A asks B, B asks A."""
         b = Node(stub.endpoint)
