@@ -317,6 +317,10 @@ class WorkerPool:
                 await slot.lost.wait()
         slot.ready = False
         slot.link = None
+        if slot.reported is not None:
+            # Whoever waits for its counters has its last report.
+            slot.reported.set_result(None)
+            slot.reported = None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), EXIT)
         if process.returncode is None:

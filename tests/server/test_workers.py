@@ -179,6 +179,18 @@ async def test_p7_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatc
         await converged(endpoint)
 
 
+async def test_p6_nobody_waits_for_the_counters_of_a_worker_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "ANSWER", 50.0)
+    async with pool() as running:
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGSTOP)
+        counting = asyncio.create_task(running.counters())
+        await asyncio.sleep(0)
+        os.kill(victim, signal.SIGKILL)
+        counted = await asyncio.wait_for(counting, 10)
+        assert counted["canal_dns_workers"][()] == 1
+
+
 async def test_counters_of_the_dead_are_kept() -> None:
     async with pool(1) as running:
         (endpoint,) = running.listeners
