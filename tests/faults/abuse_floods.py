@@ -75,6 +75,7 @@ async def random_subdomains(bench: Bench) -> Outcome:
     asked = sum(bound.sent for _, bound in pairs)
     lost = asked - sum(bound.right for _, bound in pairs)
     share = sum(one.right for one in fast) / sum(one.sent for one in fast)
+    await bench.until(lambda: server.counted("canal_dns_forward_in_flight") == 0, 5.0, "an end of what is on its way")
     await take_away(bench, server)
     _, flooded = min(pairs, key=lambda pair: ratio([pair]))
     return Outcome(
