@@ -63,7 +63,7 @@ class UpstreamLoops(Loops):
         return any([self.suspect(upstream, name, now) for upstream in suspects])  # noqa: C419 - each of them
 
     def suspect_failure(self, upstream: Upstream, name: bytes, now: float) -> bool:
-        """An upstream says SERVFAIL for this name, as another process of ours does that knows it loops; True: a probe is due."""
+        """An upstream says SERVFAIL for this name, as another process of ours does that knows better; True: probe it."""
         return name.endswith(self._domain) and self.suspect(upstream, name, now)
 
     def count_own(self) -> None:
