@@ -24,7 +24,7 @@ from canal_dns.settings import AccessSettings, TcpSettings
 from tests.conformance.lab import load
 from tests.dns.packets import bound_table, opt, packet
 from tests.fuzz.queries import CLIENT, NOW, WORDS
-from tests.fuzz.targets import need, target
+from tests.fuzz.targets import Finding, need, target
 from tests.fuzz.valid import sound
 
 PORT = 40_000
@@ -212,24 +212,25 @@ def connection(data: bytes) -> None:
     need(not replies.pending and not replies.empty_frame, "half a reply was written")
     asked = _wanted(data[1:])
     need(len(got) == len(asked), f"{len(got)} replies to {len(asked)} queries")
-    open_ = {}
+    open_: dict[bytes, list[bytes]] = {}
     for query in asked:
         open_.setdefault(query[:2], []).append(query)
     for reply in got:
-        query = next((one for one in open_.get(reply[:2], ()) if one[12:].startswith(reply[12:][: len(one) - 12])
-                      or reply[4:6] == b"\0\0" or one[12:].startswith(reply[12 : _end(reply)])), None)  # fmt: skip
-        need(query is not None, f"a reply to nothing: {reply.hex()}")
-        if query is not None:
-            open_[reply[:2]].remove(query)
+        _judge(reply, open_.get(reply[:2], []))
+
+
+def _judge(reply: bytes, queries: list[bytes]) -> None:
+    """Find the query that a reply belongs to, among those with its ID, and take it out."""
+    problem = Finding(f"a reply to nothing: {reply.hex()}")
+    for query in queries:
+        try:
             sound(query, reply, 65_535)
-
-
-def _end(reply: bytes) -> int:
-    """Where the question of a reply of ours ends."""
-    at = 12
-    while reply[at]:
-        at += 1 + reply[at]
-    return at + 5
+        except Finding as found:
+            problem = found
+        else:
+            queries.remove(query)
+            return
+    raise problem
 
 
 def _wanted(octets: bytes) -> list[bytes]:
