@@ -25,7 +25,7 @@ from tests.conformance.lab import load
 from tests.dns.packets import bound_table, opt, packet
 from tests.fuzz.queries import CLIENT, NOW, WORDS
 from tests.fuzz.targets import Finding, need, target
-from tests.fuzz.valid import sound
+from tests.fuzz.valid import question_of, sound
 
 PORT = 40_000
 _PIECES = (1, 2, 3, 7, 16, 100, 1000, 1 << 16)
@@ -220,9 +220,10 @@ def connection(data: bytes) -> None:
 
 
 def _judge(reply: bytes, queries: list[bytes]) -> None:
-    """Find the query that a reply belongs to, among those with its ID, and take it out."""
+    """Find the query that a reply belongs to, among those with its ID, and take it out: one whose question must be echoed comes
+    before one whose question need not be."""
     problem = Finding(f"a reply to nothing: {reply.hex()}")
-    for query in queries:
+    for query in sorted(queries, key=lambda query: question_of(query) is None):
         try:
             sound(query, reply, 65_535)
         except Finding as found:
