@@ -57,7 +57,7 @@ async def wrong_id(bench: Bench) -> Outcome:
     upstream = await bench.upstream(script)
     server = await bench.server(upstream)
     listening = {upstream.endpoint.port, server.endpoint.port}
-    wanted, rate = (1_000_000, 200) if bench.long else (20_000, 250)
+    wanted, rate = (1_000_000, 200) if bench.long else (20_000, 125)
     stream = await took(bench, server, named(wanted // FORGERIES, "n"), rate)
     # Those whose upstream says nothing but three forgeries by UDP: who is answered was asked for over TCP.
     mute = await took(bench, server, named(100, "mute"), 100)
@@ -97,8 +97,8 @@ async def wrong_source(bench: Bench) -> Outcome:
 
     upstream.script = script
     server = await bench.server(upstream)
-    wanted = 200_000 if bench.long else 20_000
-    stream = await took(bench, server, named(wanted // FORGERIES, "n"), 250)
+    wanted, rate = (200_000, 200) if bench.long else (20_000, 125)
+    stream = await took(bench, server, named(wanted // FORGERIES, "n"), rate)
     return await outcome(
         bench,
         server,
