@@ -42,16 +42,16 @@ async def slow(bench: Bench) -> Outcome:
     # The default, and what a short run fills in a second.
     cap = 1000 if bench.long else 300
     server = await bench.server(upstream, limits={"maxOutstandingPerClient": cap})
-    seconds = 20.0 if bench.long else 2.0
+    seconds = 20.0 if bench.long else 1.5
     slow_names, fast_names = numbered(30_000, "slow"), numbered(10_000, "fast")
     pairs, fast, held, all_streams = [], [], 0.0, []
-    for _ in range(3 if bench.long else 2):
+    for _ in range(3):
         async with (
             Stream(server.endpoint, [BOUND_QUESTION], 300) as idle,
             Stream(server.endpoint, fast_names, cap, host=SLOW_CLIENT) as load,
             Stream(server.endpoint, fast_names[::-1], 200, host=FAST_CLIENT) as usual,
         ):
-            await idle.for_(1.0)
+            await idle.for_(seconds / 2)
         async with (
             Stream(server.endpoint, [BOUND_QUESTION], 300) as bound,
             Stream(server.endpoint, slow_names, cap, host=SLOW_CLIENT, patience=3.0) as slow,
