@@ -290,12 +290,15 @@ class Reflector:
         async with self._get(query, silence) as reply:
             await check(reply)
             self._well()
-            lines = decode.Lines()
-            async for chunk in reply.chunks():
-                await self._take(lines, chunk)
-            if lines.rest:
-                # A Status that is not chunked has no line end either.
-                await self._take(lines, b"\n")
+            try:
+                lines = decode.Lines()
+                async for chunk in reply.chunks():
+                    await self._take(lines, chunk)
+                if lines.rest:
+                    # A Status that is not chunked has no line end either.
+                    await self._take(lines, b"\n")
+            finally:
+                self._backoff.went_well(time.monotonic() - began)
         if time.monotonic() - began < timing.brief:
             raise _BriefError("cut", "the watch ended as soon as it began")
 

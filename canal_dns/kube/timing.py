@@ -70,6 +70,11 @@ class Backoff:
         """The next failure counts as the first."""
         self._next = self._pauses.first
 
+    def went_well(self, seconds: float) -> None:
+        """For so long there was nothing to wait for; if that is longer than the next pause, the next failure is a first one."""
+        if seconds > self._next:
+            self.reset()
+
     def pause(self, now: float) -> float:
         """Seconds to wait after a failure at `now`."""
         pauses = self._pauses

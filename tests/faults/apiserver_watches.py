@@ -339,7 +339,8 @@ async def deletions(bench: Bench) -> Outcome:
     async with mesh.traffic() as traffic:
         for number in range(NAMES, NAMES + (40 if bench.long else 4), 2):
             forgetful = bool(number // 2 % 2)
-            await traffic.for_(OLD)
+            # In the long form so far from each other as they may be where a control plane is replaced in a hurry.
+            await traffic.for_(12.0 if bench.long else OLD)
             slowest = max(slowest, await _missed(mesh, number, forgetful))
     duplicates = await _duplicates(mesh, NAMES)
     return Outcome(

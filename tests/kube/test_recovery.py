@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -54,6 +55,21 @@ async def test_a_failure_after_the_server_came_back_is_a_first_one(w):
     await w.server.start()
     one.wake()
     await w.until(w.agrees)
+
+
+async def test_outages_far_from_each_other_do_not_add_up(w):
+    """K11: control planes are replaced one server at a time, and every time the watches break."""
+    put(w, "a")
+    one = await synced(w, pauses=Pauses(first=0.05, longest=1000.0, factor=2.0, jitter=0.0), brief=10.0)
+    for name in "bcdef":
+        # It has lived longer than the pause to come.
+        opened = time.monotonic()
+        await w.until(lambda opened=opened: time.monotonic() - opened > 0.3)
+        w.server.watches()[0].reset()
+        put(w, name)
+        await w.until(w.agrees)
+        await w.server.watching("services")
+        assert one._backoff._next == 0.1
 
 
 async def test_an_etcd_that_was_restored_while_the_server_was_away(w):

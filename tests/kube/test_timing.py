@@ -26,6 +26,15 @@ def test_two_good_minutes_and_it_begins_anew():
     assert backoff.pause(124.8 + 121) == 0.8
 
 
+def test_what_went_well_for_longer_than_the_pause_to_come_begins_anew():
+    backoff = Backoff(Pauses(), lambda: 0.0)
+    assert [backoff.pause(0.0), backoff.pause(1.0), backoff.pause(3.0)] == [0.8, 1.6, 3.2]
+    backoff.went_well(6.0)
+    assert backoff.pause(13.0) == 6.4
+    backoff.went_well(13.0)
+    assert backoff.pause(33.0) == 0.8
+
+
 def test_a_failure_that_lasts_is_asked_about_every_45_seconds():
     """faults.md K6: at most 0.25 requests per second and replica."""
     backoff, now = Backoff(Pauses(), lambda: 0.5), 0.0
