@@ -1,8 +1,9 @@
 """What the server says of itself during a soak, and what the kernel says of it: once a second, and looked through at the end.
 
 Rules of this file:
-- a figure is flat when it is no higher in the last quarter than in the second one, the first being warm-up; compared is what
-  nine of ten samples stay below, since a worker is missing in some of them;
+- open files are counted while nothing is asked: under load, sockets towards upstreams come and go by the hundred;
+- any other figure is flat when it is no higher in the last quarter than in the second one, the first being warm-up; compared is
+  what nine of ten samples stay below, since a worker is missing in some of them;
 - a counter may never go back, whoever died meanwhile.
 """
 
@@ -39,6 +40,8 @@ class Sample:
 class Recorder:
     def __init__(self, server: Server) -> None:
         self.samples: list[Sample] = []
+        self.idle = self.idle_again = server.descriptors()
+        """Open files before the load, and when it was over."""
         self.scrapes = 0
         self.backwards: list[str] = []
         """Counters that went back."""
@@ -69,6 +72,12 @@ class Recorder:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             control = server.memory([server.popen.pid])
             self.samples.append(Sample(time.monotonic(), server.memory(), control, server.descriptors()))
+
+    def is_idle(self, more: int) -> bool:
+        """Whether there are no more open files than before the load, but for a few."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            self.idle_again = self._server.descriptors()
+        return self.idle_again <= self.idle + more
 
     def totals(self, metric: str, label: str = "") -> dict[str, float]:
         """Of the last scrape: the sums of a metric by one of its labels; without one all in one, under ""."""

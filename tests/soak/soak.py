@@ -20,7 +20,7 @@ from tests.figures import Figure
 from tests.kube.apiserver import FakeApiServer
 from tests.server.scripted import Scripted
 from tests.soak import content, load
-from tests.soak.account import SHARE, WORKERS, Account, figures
+from tests.soak.account import DESCRIPTORS, SHARE, WORKERS, Account, figures
 from tests.soak.disturbances import Disturbances
 from tests.soak.history import History
 from tests.soak.judge import judge
@@ -28,8 +28,8 @@ from tests.soak.load import Load
 from tests.soak.recorder import Recorder
 
 PEAK_RUNS, PEAK_SECONDS = 3, 1.5
-SETTLE = 5.0
-"""Seconds in which the server must have noticed what happened last."""
+SETTLE = 15.0
+"""Seconds in which the server must have noticed what happened last, and closed its sockets: they live 10 s at most."""
 UPSTREAM_PORTS = 5301, 5302
 """Below those that the kernel gives to clients: they are free again after each pause of an upstream."""
 
@@ -43,18 +43,19 @@ async def soak(seconds: float) -> list[Figure]:
         content.write(queries, asked)
         async with _running(folder) as (server, api, upstreams):
             endpoints = _endpoints(server)
+            recorder = Recorder(server)
             peaks = [await load.ask(endpoints, queries, folder / "peak", PEAK_SECONDS, 0) for _ in range(1 + PEAK_RUNS)]
             # The first one fills the caches; the lowest of the others is what the machine can do at any time.
             peak = min(one.answered_in_time / one.seconds for one in peaks[1:])
             print(f"peak {peak:,.0f} answers a second; {seconds:g} s at {SHARE:.0%} of it", flush=True)
-            recorder = Recorder(server)
             history = History(_start())
             disturbances = Disturbances(server, api, upstreams, history, recorder)
             began = time.monotonic()
             measured = await _under(disturbances, load.ask(endpoints, queries, records, seconds, SHARE * peak))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE):
-                    while not disturbances.noticed():
+                    while not (disturbances.noticed() and recorder.is_idle(DESCRIPTORS)):
+                        await asyncio.sleep(0.1)
                         await recorder.scrape()
             verdict = judge(load.read(records), asked, history, disturbances.kills, began)
             ended = [] if server.alive() else server.errors[-3:]
