@@ -63,7 +63,7 @@ async def everything_full(bench: Bench) -> Outcome:
         silent = [f"never-{number}.example.com" for number in range(50_000)]
         outstanding = ForwardSettings().max_outstanding
         for _ in range(10 if bench.long else 1):
-            await flood(bench.folder, server.endpoint, 3.0, rate=outstanding, names=silent, patience=0.05, burst=8)
+            await flood(bench.folder, server.endpoint, 4.5, rate=0.6 * outstanding, names=silent, patience=0.05, burst=8)
         peak = max(peaks)
     held = server.counted("canal_dns_tcp_closed_total", reason="memory")
     rejected = server.counted("canal_dns_forward_rejected_total")
