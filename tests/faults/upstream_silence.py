@@ -61,7 +61,8 @@ async def dies_under_load(bench: Bench) -> Outcome:
     rate, before, after = (5000, 20.0, 40.0) if bench.long else (1000, 1.5, 4.0)
     first = await bench.upstream(own_address, keep=False)
     second = await bench.upstream(own_address, keep=False)
-    server = await bench.server(first, second, workers=2, access=PEERS)
+    # 1,000 sockets for each upstream in each worker, at most, with 8 KiB each for the IDs that were used there.
+    server = await bench.server(first, second, workers=2, access=PEERS, growth=48 << 20)
     async with Stream(server.endpoint, numbered(20_000), rate, sockets=64) as stream:
         await stream.for_(before)
         usual = stream.percentile(0.5)

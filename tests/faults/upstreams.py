@@ -106,9 +106,11 @@ def _differences(server: Server, streams: list[Stream], upstreams: list[Scripted
         if stream.strays:
             found.append(f"{stream.strays} replies to nobody")
     asked = server.counted("canal_dns_requests_total")
-    told = server.counted("canal_dns_responses_total") + server.counted("canal_dns_dropped_total")
+    told = sum(server.counted(f"canal_dns_{what}_total") for what in ("responses", "dropped", "send_errors"))
     if asked != told:
         found.append(f"canal-dns counts {asked:.0f} queries, and {told:.0f} that were answered or dropped")
+        if replaced := server.counted("canal_dns_worker_restarts_total"):
+            found.append(f"{replaced:.0f} workers were replaced")
     for upstream in upstreams:
         sent = server.counted("canal_dns_forward_requests_total", to=str(upstream.endpoint), proto="udp")
         if isinstance(upstream, Lossy):
