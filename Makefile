@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+# WRITE=1: the figures of faults, soak and fuzz are kept, and written into docs/reliability.md
+KEEP_FIGURES = $(if $(WRITE),--write; met=$$?; $(BIN)/python -m tests.meta.render_reliability && exit $$met)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test test-pure sanitize conformance e2e lint format manifests docs bench scale clean
+.PHONY: help install run demo test test-pure sanitize conformance e2e faults soak fuzz audit lock lint format manifests docs bench scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,21 @@ conformance: $(STAMP) ## every case of tests/conformance/cases.json against a re
 e2e: $(STAMP) ## on a real cluster: CoreDNS, kube-apiserver, istiod and Envoy, in a network namespace
 	$(BIN)/python -m pytest -m e2e tests/e2e
 
+faults: $(STAMP) ## canal-dns under every fault, a line for each (LONG=1: the demands at full length, an hour; ROWS="U1 K3")
+	$(BIN)/python -m tests.faults $(ROWS) $(if $(LONG),--long) $(KEEP_FIGURES)
+
+soak: $(STAMP) ## ten minutes of load while everything fails that can (SECONDS=60: a shorter one)
+	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)
+
+fuzz: $(STAMP) ## hostile packets, replies, manifests and events (SECONDS=60: a look)
+	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)
+
+audit: $(STAMP) ## known vulnerabilities of what the image and this environment have
+	$(BIN)/python -m tests.audit
+
+lock: $(STAMP) ## requirements.txt of the image: the newest versions, with hashes
+	$(BIN)/python -m tests.lock
+
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,9 +68,10 @@ format: $(STAMP) ## put the code into ruff's form
 manifests: $(STAMP) ## the generated files of manifests/, from the chart, the settings and docs/layouts.md
 	$(BIN)/python -m manifests.tools --helm "$$($(BIN)/python -m tests.e2e.binaries helm)"
 
-docs: $(STAMP) ## the generated parts of docs/binding.md and docs/operate.md, from the code and the chart
+docs: $(STAMP) ## the generated parts of docs/: from the code, the chart, and the figures of the last long runs
 	$(BIN)/python -m tests.meta.render_binding
 	$(BIN)/python -m tests.meta.render_operate
+	$(BIN)/python -m tests.meta.render_reliability
 
 bench: $(STAMP) ## canal-dns beside its peers; writes benchmarks/RESULTS.md (ONLY=hits,tcp: prints these)
 	$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
