@@ -68,9 +68,10 @@ async def flood(bench: Bench) -> Outcome:
         grown = await _grown(mesh, memory)
     events_ratio, lists_ratio = min(by_events) / min(calm), min(by_lists) / min(calm)
     return Outcome(
-        f"{sent} events at {sent / (4 * flooded):.0f}/s, {events:.0f} taken: p99 {events_ratio:.2f}x idle ({min(calm) * 1e3:.1f} ms), "
-        f"{tables:.1f} tables/s; {len(MANY)} objects listed again: p99 {lists_ratio:.2f}x; right again {converged:.2f} s after the flood, "
-        f"all {len(right)} names; memory {grown:+.1%}; {traffic.said()} (best of 3 rounds, 1 worker)",
+        f"{sent} events at {sent / (4 * flooded):.0f}/s, {events:.0f} taken: p99 {events_ratio:.2f}x idle "
+        f"({min(calm) * 1e3:.1f} ms), {tables:.1f} tables/s; {len(MANY)} objects listed again: p99 {lists_ratio:.2f}x; right "
+        f"again {converged:.2f} s after the flood, all {len(right)} names; memory {grown:+.1%}; {traffic.said()} (best of 3 "
+        f"rounds, 1 worker)",
         met=sent >= 0.95 * RATE * 4 * flooded
         and events_ratio <= 2
         and lists_ratio <= 2
