@@ -17,7 +17,8 @@ async def flood(way: Lossy, count: int = 400) -> Stream:
 
     def over() -> bool:
         there, back = way.there, way.back
-        return there.came == stream.sent == count and back.came == there.went and back.went == stream.answered + stream.strays
+        came = there.came == stream.sent == count and back.came == there.went and there.missing == back.missing == 0
+        return came and back.went == stream.answered + stream.strays
 
     async with Stream(way.endpoint, numbered(count), 4000, sockets=4, total=count, patience=0) as stream:
         await eventually(over, 20.0)
