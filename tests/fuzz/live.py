@@ -18,7 +18,7 @@ from tests.faults.server import BOUND, VIP, Server
 from tests.fuzz import targets
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import Finding
-from tests.fuzz.valid import readable, sound, udp_limit
+from tests.fuzz.valid import question_of, readable, sound, udp_limit
 from tests.server.scripted import Ask, message, record
 from tests.server.serving import query
 
@@ -129,7 +129,8 @@ class _Client:
 
 def judged(sent: bytes, reply: bytes, limit: int, upstream: _Upstream) -> str:
     """What is wrong with a reply; "" if nothing is."""
-    damaged = any(question and question in sent.lower() for question in upstream.damaged) if upstream.damaged else False
+    question = question_of(sent)
+    damaged = question is not None and question.lower() in upstream.damaged
     try:
         sound(sent, reply, limit, source=b"" if damaged else None)
     except Finding as problem:
