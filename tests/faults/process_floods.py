@@ -23,10 +23,13 @@ _PLAIN = {"CANAL_DNS_NO_EXTENSIONS": "1"}
 )
 async def beyond_capacity(bench: Bench) -> Outcome:
     seconds = 30.0 if bench.long else 3.0
-    # One core floods faster than five times what one worker of plain Python answers; of the extension it manages less.
-    plain = await _flooded(bench, await bench.server(workers=1, environment=_PLAIN), seconds)
+    # One core floods with five times what a worker answers that judges and logs each query in Python, not with five times what
+    # the extension does. The slow one is the harder case, too: what waits in its socket is older when its turn comes.
+    plain = await _flooded(bench, await bench.server(workers=1, log={"queries": True}, environment=_PLAIN), seconds)
     native = await _flooded(bench, await bench.server(workers=1), seconds, most=2.0)
-    return Outcome(f"plain: {plain.measured}; extension: {native.measured}", met=plain.met and native.met)
+    return Outcome(
+        f"plain Python with a query log: {plain.measured}; extension: {native.measured}", met=plain.met and native.met
+    )
 
 
 async def _flooded(bench: Bench, server: Server, seconds: float, most: float = TIMES) -> Outcome:
@@ -38,7 +41,7 @@ async def _flooded(bench: Bench, server: Server, seconds: float, most: float = T
     memory, dropped = server.memory(), server.counted("canal_dns_udp_receive_dropped_total")
     # Seen by clients of the ordinary kind: flood itself has no room for every query that is never answered.
     async with Stream(endpoint, [BOUND_QUESTION], 200) as among:
-        flooded = await flood(folder, endpoint, seconds, rate=most * most_answers, sockets=16, patience=0.03, burst=32)
+        flooded = await flood(folder, endpoint, seconds, rate=most * most_answers, sockets=32, patience=0.01, burst=64)
     growth = server.memory() - memory
     async with Stream(endpoint, [BOUND_QUESTION], 200) as after:
         await after.for_(1.0)
