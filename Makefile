@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+# SHARED=1: what others on the same machine can spoil is told, and fails nothing (faults, soak).
 # WRITE=1: the figures of faults, soak and fuzz are kept, and written into docs/reliability.md
 KEEP_FIGURES = $(if $(WRITE),--write; met=$$?; $(BIN)/python -m tests.meta.render_reliability && exit $$met)
 
@@ -41,10 +42,10 @@ e2e: $(STAMP) ## on a real cluster: CoreDNS, kube-apiserver, istiod and Envoy, i
 	$(BIN)/python -m pytest -m e2e tests/e2e
 
 faults: $(STAMP) ## canal-dns under every fault, a line for each (LONG=1: the demands at full length, an hour; ROWS="U1 K3")
-	$(BIN)/python -m tests.faults $(ROWS) $(if $(LONG),--long) $(KEEP_FIGURES)
+	$(BIN)/python -m tests.faults $(ROWS) $(if $(LONG),--long) $(if $(SHARED),--shared) $(KEEP_FIGURES)
 
 soak: $(STAMP) ## ten minutes of load while everything fails that can (SECONDS=60: a shorter one)
-	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)
+	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SHARED),--shared) $(KEEP_FIGURES)
 
 fuzz: $(STAMP) ## hostile packets, replies, manifests and events (SECONDS=60: a look)
 	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)

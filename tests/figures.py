@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -34,6 +34,14 @@ class Figure:
     def __str__(self) -> str:
         head = f"{self.id:4}{self.result:8}{self.what}"
         return f"{head}\n    demanded: {self.demand}\n    measured: {self.measured}  [{self.seconds:.0f} s]"
+
+
+def failing(figures: Sequence[Figure], timed: Collection[str] = ()) -> list[Figure]:
+    """Those for which a run ends with 1: all that are not met, but those of `timed` that were merely missed.
+
+    `timed`: ids of what others on the same machine can spoil: a share of its peak, a ratio of two latencies.
+    """
+    return [figure for figure in figures if figure.result != MET and not (figure.result == MISSED and figure.id in timed)]
 
 
 def write(path: Path, figures: Sequence[Figure], *, form: str) -> None:

@@ -1,8 +1,9 @@
-"""`python -m tests.faults [ROW ...] [--long] [--write]`: every fault of the bench against a real canal-dns, one line per row.
+"""`python -m tests.faults [ROW ...] [--long] [--shared] [--write]`: every fault, a line for each.
 
 Rules of this file:
 - all of it runs in a network namespace of its own: whatever is sent, floods and forgeries among it, stays on its loopback;
 - exit status: 0 all demands were met, 1 one was missed or could not be measured, 2 bad use;
+- `--shared`, for CI: a row that is missed is measured again, up to `TIMES`; one of rows.TIMED is told then, and fails nothing;
 - `--write` keeps the figures (results.json), from which docs/reliability.md is rendered; only a run of all rows may.
 """
 
@@ -19,12 +20,14 @@ from pathlib import Path
 
 from tests.e2e.namespace import ForbiddenError, command
 from tests.faults.bench import run
-from tests.faults.rows import IDS, NotRunError, Row, chosen
-from tests.figures import MET, MISSED, NOT_RUN, Figure, write
+from tests.faults.rows import IDS, TIMED, NotRunError, Row, chosen
+from tests.figures import MET, MISSED, NOT_RUN, Figure, failing, write
 
 RESULTS = Path(__file__).with_name("results.json")
 LIMIT, LONG_LIMIT = 120.0, 1200.0
 """Seconds that one row may take."""
+TIMES = 3
+"""Measurements of a row on a shared machine, at most."""
 _INSIDE = "CANAL_DNS_FAULTS_INSIDE"
 
 
@@ -32,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="canal-dns under every fault of the bench")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="U1 ... U22, K1 ... K15, P1 ... P21, A1 ... A6; default: all")
     parser.add_argument("--long", action="store_true", help="the figures at full length: about an hour")
+    parser.add_argument("--shared", action="store_true", help="others use this machine: what their load spoils fails nothing")
     parser.add_argument("--write", action="store_true", help="keep the figures for docs/reliability.md")
     wanted = parser.parse_args(arguments)
     if unknown := [ident for ident in wanted.rows if ident not in IDS]:
@@ -48,12 +52,21 @@ def main(arguments: list[str]) -> int:
         return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
     Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    figures = [one(row, long=wanted.long) for row in chosen(wanted.rows)]
+    figures = [repeated(row, long=wanted.long, times=TIMES if wanted.shared else 1) for row in chosen(wanted.rows)]
     missed = sum(figure.result != MET for figure in figures)
-    print(f"{len(figures) - missed} met, {missed} not")
+    wrong = failing(figures, TIMED if wanted.shared else ())
+    print(f"{len(figures) - missed} met, {missed} not" + (f", of which count: {len(wrong)}" if len(wrong) != missed else ""))
     if wanted.write:
         write(RESULTS, figures, form="long" if wanted.long else "short")
-    return 1 if missed else 0
+    return 1 if wrong else 0
+
+
+def repeated(row: Row, *, long: bool, times: int) -> Figure:
+    """The first figure that is not missed, of so many measurements at most; else the last one."""
+    figure = one(row, long=long)
+    while figure.result == MISSED and (times := times - 1) > 0:
+        figure = one(row, long=long)
+    return figure
 
 
 def one(row: Row, *, long: bool) -> Figure:

@@ -6,7 +6,7 @@ from tests.faults import __main__ as command
 from tests.faults import rows
 from tests.faults.bench import run
 from tests.faults.rows import IDS, NotRunError, Outcome, Row, chosen
-from tests.figures import MET, MISSED, NOT_RUN, Figure, read, write
+from tests.figures import MET, MISSED, NOT_RUN, Figure, failing, read, write
 
 
 def test_every_row_has_a_scenario_in_the_order_of_the_rows():
@@ -71,6 +71,27 @@ def test_figures_are_kept(tmp_path):
     write(tmp_path / "kept.json", figures, form="short")
     told, kept = read(tmp_path / "kept.json")
     assert kept == figures and told["form"] == "short"
+
+
+def test_on_a_shared_machine_a_miss_is_measured_again():
+    outcomes = iter([Outcome("late", False), Outcome("in time", True), Outcome("not asked for", False)])
+
+    async def measured(bench):
+        return next(outcomes)
+
+    figure = command.repeated(Row("U1", "", "", measured), long=False, times=3)
+    assert (figure.result, figure.measured) == (MET, "in time")
+    assert command.repeated(Row("U1", "", "", measured), long=False, times=1).result == MISSED
+
+
+def test_what_fails_a_run():
+    def figure(ident, result):
+        return Figure(ident, "", "", "", result, 0.0)
+
+    figures = [figure("U1", MET), figure("U2", MISSED), figure("U3", MISSED), figure("U4", NOT_RUN)]
+    assert [one.id for one in failing(figures)] == ["U2", "U3", "U4"]
+    assert [one.id for one in failing(figures, {"U1", "U3", "U4"})] == ["U2", "U4"]
+    assert set(IDS) >= rows.TIMED
 
 
 def test_bad_use(capsys):

@@ -1,8 +1,9 @@
-"""`python -m tests.soak [--seconds 600] [--write]`: a real canal-dns at 70 % of its peak while everything around it goes wrong.
+"""`python -m tests.soak [--seconds 600] [--shared] [--write]`: 70 % of the peak while all goes wrong.
 
 Rules of this file:
 - all of it runs in a network namespace of its own;
 - exit status: 0 all demands were met, 1 one was missed or could not be measured, 2 bad use;
+- `--shared`, for CI: what is missed of `TIMED` is told, and fails nothing;
 - `--write` keeps the figures (results.json), from which docs/reliability.md is rendered.
 """
 
@@ -17,19 +18,22 @@ from pathlib import Path
 
 from benchmarks.errors import BenchError
 from tests.e2e.namespace import ForbiddenError, command
-from tests.figures import MET, write
+from tests.figures import MET, failing, write
 from tests.soak.load import LoadError
 from tests.soak.soak import soak
 
 RESULTS = Path(__file__).with_name("results.json")
 SHORTEST = 30.0
 """Seconds: in less not everything has happened twice."""
+TIMED = frozenset({"S1", "S3", "S4", "S5"})
+"""The load, what was lost, SERVFAIL and memory (queues are memory): nobody keeps up with a peak that others then take away."""
 _INSIDE = "CANAL_DNS_SOAK_INSIDE"
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="canal-dns under load, disturbed all the time")
     parser.add_argument("--seconds", type=float, default=600.0, help=f"of load, {SHORTEST:g} at least; default: %(default)g")
+    parser.add_argument("--shared", action="store_true", help="others use this machine: what their load spoils fails nothing")
     parser.add_argument("--write", action="store_true", help="keep the figures for docs/reliability.md")
     wanted = parser.parse_args(arguments)
     if wanted.seconds < SHORTEST:
@@ -52,10 +56,11 @@ def main(arguments: list[str]) -> int:
     for figure in figures:
         print(figure)
     missed = sum(figure.result != MET for figure in figures)
-    print(f"{len(figures) - missed} met, {missed} not")
+    wrong = failing(figures, TIMED if wanted.shared else ())
+    print(f"{len(figures) - missed} met, {missed} not" + (f", of which count: {len(wrong)}" if len(wrong) != missed else ""))
     if wanted.write:
         write(RESULTS, figures, form=f"{wanted.seconds:g} s")
-    return 1 if missed else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
