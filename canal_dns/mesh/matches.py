@@ -103,6 +103,8 @@ class PathTest:
 
     test: StringMatch
     fold: bool = False
+    opaque: bool = False
+    """A regular expression that is not looked into: one of too many."""
 
     def takes(self, path: str) -> bool:
         """It takes the path, or may take it, for all that is known."""
@@ -111,7 +113,7 @@ class PathTest:
             path, wanted = path.lower(), wanted.lower()
         if self.test.uses is Uses.PREFIX:
             return path.startswith(wanted)
-        if self.test.uses is Uses.REGEX and pattern(wanted) is None:
+        if self.test.uses is Uses.REGEX and (self.opaque or pattern(wanted) is None):
             return path.startswith(beginning(wanted))
         return path == wanted if self.test.uses is Uses.EXACT else holds(self.test, path)
 
@@ -123,6 +125,8 @@ class PathTest:
 @lru_cache(maxsize=16_384)
 def _candidates(test: PathTest) -> tuple[str, ...]:
     value = test.test.value
+    if test.opaque:
+        return ()
     if test.test.uses is Uses.REGEX:
         paths = list(dict.fromkeys(path for path in _regex_paths(value) if not _NO_PATH.match(path)))[:_MAX_REGEX_PATHS]
     elif test.test.uses is Uses.EXACT:

@@ -9,10 +9,11 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from canal_dns.mesh.attach import Workload
 from canal_dns.mesh.matches import EVERYTHING, RouteMatch, translate
-from canal_dns.mesh.records import Destination, HttpMatch, L4Match, frozen
+from canal_dns.mesh.records import Destination, HttpMatch, L4Match, Uses, frozen
 from canal_dns.mesh.rules import Resolved, Rule, is_live
 
 Place = tuple[int, int, int, float, str, str, int, int]
@@ -90,11 +91,18 @@ def why_not_applicable(match: HttpMatch, port: int, gateway: str, workload: Work
     return ""
 
 
+MAX_EXPRESSIONS = 64
+"""Different regular expressions for paths that are looked into in one VirtualService. Each is held against the paths of all
+others of its virtual host: without an end the work would grow with the square of what a tenant writes."""
+
+
 def build(resolved: Resolved, port: int, gateway: str, workload: Workload) -> list[Built]:
     """The routes for a server with this number on this Gateway; empty: the VirtualService makes no virtual host there."""
     routes: list[Built] = []
+    expressions: set[str] = set()
     for rule in resolved.http:
-        for match in _matches(rule, port, gateway, workload):
+        for found in _matches(rule, port, gateway, workload):
+            match = _bounded(found, expressions)
             routes.append(Built(rule, match, targets(rule.written if rule.action == "route" else (), port)))
             if match.is_catch_all:
                 return routes
@@ -107,6 +115,16 @@ def _matches(rule: Rule, port: int, gateway: str, workload: Workload) -> Iterato
     for match in rule.matches:
         if not why_not_applicable(match, port, gateway, workload):
             yield translate(match)
+
+
+def _bounded(match: RouteMatch, expressions: set[str]) -> RouteMatch:
+    """The match; its path is not looked into if it is one expression too many. `expressions`: those before it."""
+    test = match.path.test
+    if test.uses is Uses.REGEX and not match.is_catch_all and test.value not in expressions:
+        if len(expressions) >= MAX_EXPRESSIONS:
+            return replace(match, path=replace(match.path, opaque=True))
+        expressions.add(test.value)
+    return match
 
 
 def l4_applies(match: L4Match, port: int, gateway: str) -> bool:

@@ -19,7 +19,7 @@ from canal_dns.mesh.model import GatewayModel, RouteTable
 from canal_dns.mesh.policy import Refusal, unusable
 from canal_dns.mesh.records import L4Route
 from canal_dns.mesh.result import Reason, joined
-from canal_dns.mesh.routes import Entry, Target, l4_applies, why_not_applicable
+from canal_dns.mesh.routes import MAX_EXPRESSIONS, Entry, Target, l4_applies, why_not_applicable
 from canal_dns.mesh.rules import Resolved, Rule, live
 from canal_dns.mesh.servers import Placed
 from canal_dns.mesh.serving import Find
@@ -209,7 +209,8 @@ def _entry(case: Trace, host: VirtualHost, entry: Entry) -> Finding:
         blockers = host.in_the_way(entry, name)
         if not blockers:
             message = (
-                "its match asks for what no request surely has: a path or method that never arrives, or an unknown expression"
+                "its match asks for what no request surely has: a path or method that never arrives, an unknown expression, "
+                f"or one beyond the {MAX_EXPRESSIONS} of a VirtualService that are looked into"
             )
             return case.no(Stage.MATCH, Reason.MATCH_NOT_APPLICABLE, message, f"{rule.field}.match", rule.owner)
         others = joined(dict.fromkeys(f"{one.virtual_service} {one.built.rule.field}" for one in blockers[:3]))

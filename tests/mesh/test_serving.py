@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from canal_dns.mesh.result import Reason, Result
+from canal_dns.mesh.routes import MAX_EXPRESSIONS
 from canal_dns.settings import PortGuard
 from tests.mesh.builders import (
     HELLO,
@@ -456,3 +457,21 @@ def test_a_port_where_only_other_names_are_served_by_chains(objects: Any, bound:
     assert (HELLO in found.bound) is bound
     if bound:
         assert any(f"requests for {HELLO} get 503" in one for one in found.bound[HELLO].warnings)
+
+
+def test_so_many_expressions_of_a_virtual_service_are_looked_into() -> None:
+    """Each further one costs as much as all before it: the square of what a tenant writes."""
+    names = [f"s{number}" for number in range(MAX_EXPRESSIONS + 2)]
+
+    def route(name: str, expression: str, **more: Any) -> dict[str, Any]:
+        return http(full(f"{name}.default"), match={"uri": {"regex": expression}, **more})
+
+    routes = [route(name, f"/{name}/[ab]*c") for name in names]
+    again = route("again", "/s0/[ab]*c", headers={"x": {"exact": "1"}})
+    last = http(full("last.default"), match={"uri": {"prefix": "/last"}})
+    services = [service(name) for name in (*names, "again", "last")]
+    found = outcome(gateway(), virtual_service(again, *routes, last, hosts=["*"]), *services)
+    assert {name.partition(".")[0] for name in found.bound} == {*names[:MAX_EXPRESSIONS], "again", "last"}
+    skipped = found.skipped[full(f"{names[-1]}.default")]
+    assert skipped.reason is Reason.MATCH_NOT_APPLICABLE
+    assert f"beyond the {MAX_EXPRESSIONS}" in skipped.message
