@@ -104,6 +104,7 @@ METRICS = (
     Metric("canal_dns_table_generation", _GAUGE, "Generation of the answer table that was published last."),
     Metric("canal_dns_table_publish_duration_seconds", _HISTOGRAM, "Seconds from an object's arrival to the published table."),
     Metric("canal_dns_table_last_change_timestamp_seconds", _GAUGE, "When the answer table changed last."),
+    Metric("canal_dns_rule_failures_total", _COUNTER, "Faults of ours in the rule: answers stayed what they were."),
     Metric("canal_dns_bound_names", _GAUGE, "Names that answer with a VIP."),
     Metric("canal_dns_skipped_names", _GAUGE, "Names that are not bound, by reason.", ("reason",)),
     Metric(

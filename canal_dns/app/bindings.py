@@ -195,7 +195,7 @@ class Bindings:
                 # A mistake of ours that one object brings out, which anybody may have written: to end, and to fail at it again
                 # after the start, would take the names of all others with it.
                 log.exception("the rule failed, answers stay what they are until objects change")
-                self._counters["canal_dns_source_errors_total"][("rule", "internal")] += 1
+                self._counters["canal_dns_rule_failures_total"][()] += 1
                 self.feed.rebind(self.feed.settings)
                 self._whole = True
                 await asyncio.sleep(RETRY)

@@ -101,7 +101,7 @@ async def test_what_the_rule_cannot_cope_with_ends_nothing(settings, tmp_path, m
         before = dict(bindings.publisher.live)
         assert before
         odd.write_text(f"apiVersion: {make.ISTIO}\nkind: VirtualService\nmetadata: {{name: x, namespace: odd}}\nspec: {{}}\n")
-        await until(lambda: bindings._counters["canal_dns_source_errors_total"][("rule", "internal")])
+        await until(lambda: bindings._counters["canal_dns_rule_failures_total"][()])
         assert bindings.publisher.live == before
         odd.unlink()
         await until(lambda: not bindings._whole)

@@ -29,6 +29,7 @@ TO_DO = {
     "CanalDnsRelistStorm": "the label `reason`: an API server that restarts, or an etcd that forgets too early",
     "CanalDnsSourceErrors": "the label `code`: 401 and 403 are rights, 429 and 5xx the server, the rest the network",
     "CanalDnsGatewayNotReady": "the gateway's pods",
+    "CanalDnsRuleFailed": "the traceback in the log, to be reported; take the object that changed last out by annotation",
     "CanalDnsBoundNamesGone": "`canal-dns table --all`: as a rule a Gateway, its selector, or the gateway's Service",
     "CanalDnsReplicasDisagree": "`/bindings` of each pod; restart the one that is behind",
     "CanalDnsForwardFailing": "CoreDNS, and the way to it; `canal_dns_forward_failures_total` by reason",
