@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterable
 
 import yaml
@@ -31,9 +30,6 @@ from tests.mesh import builders as make
 KINDS = (*kinds.EVERYWHERE, *kinds.BY_NAMESPACE)
 _PIECES = (1, 3, 64, 1 << 16)
 _LIST = 0x20
-
-logging.getLogger("canal_dns").addHandler(logging.NullHandler())
-logging.getLogger("canal_dns").propagate = False
 
 _WORLD = [record for record in map(parse, (*make.BASE, make.service(), make.gateway(), make.virtual_service())) if record]
 
