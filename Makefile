@@ -47,8 +47,8 @@ faults: $(STAMP) ## canal-dns under every fault, a line for each (LONG=1: the de
 soak: $(STAMP) ## ten minutes of load while everything fails that can (SECONDS=60: a shorter one)
 	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SHARED),--shared) $(KEEP_FIGURES)
 
-fuzz: $(STAMP) ## hostile packets, replies, manifests and events (SECONDS=60: a look)
-	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)
+fuzz: $(STAMP) ## hostile packets, replies, manifests and events (SECONDS=60: a look; LONG=1: a million packets, and forgeries)
+	$(BIN)/python -m tests.fuzz $(if $(LONG),--long) $(if $(SECONDS),--seconds $(SECONDS)) $(KEEP_FIGURES)
 
 audit: $(STAMP) ## known vulnerabilities of what the image and this environment have
 	$(BIN)/python -m tests.audit

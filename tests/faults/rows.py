@@ -27,8 +27,8 @@ SUBJECTS = {"U": "upstream", "K": "apiserver", "P": "process", "A": "abuse"}
 """What the names of a kind's modules begin with, and nothing else in this package."""
 
 
-TIMED = frozenset({"U1", "U2", "U3", "U22", "K10", "P1", "P2", "P3", "P13", "P14", "P15", "P20", "A1", "A2"})
-"""Whose demand is a ratio of two latencies, or a share of the machine's peak: who else runs there decides, too."""
+TIMED = frozenset({"U1", "U2", "U3", "U19", "U22", "K10", "P1", "P2", "P3", "P13", "P14", "P15", "P20", "A1", "A2"})
+"""Whose demand is a ratio of two latencies, or a share of a CPU or of the machine's peak: who else runs there decides, too."""
 
 
 class NotRunError(Exception):
