@@ -12,11 +12,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e import cluster
 
 _ALL_IPV4 = ("10.96.0.0/16", "10.244.0.0/16", "192.0.2.0/24")
+
+_INSIDE = "CANAL_DNS_INSIDE"
 
 POD_RESOLV_CONF = f"""\
 nameserver {cluster.KUBE_DNS[0]}
@@ -45,6 +49,17 @@ def command() -> list[str]:
             return prefix
         said = tried.stderr.strip()
     raise ForbiddenError(f"the kernel makes no namespaces ({said}); run as root, or allow user namespaces")
+
+
+def again_inside(module: str, arguments: Sequence[str]) -> int | None:
+    """Runs `python -m MODULE ARGUMENTS` once more in fresh namespaces and gives its exit status; None where this is that run:
+    then loopback is up, with IPv6, and there is nothing beside it. Raises ForbiddenError."""
+    if os.environ.get(_INSIDE) != module:
+        again = [*command(), sys.executable, "-m", module, *arguments]
+        return subprocess.run(again, env={**os.environ, _INSIDE: module}, check=False).returncode
+    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")  # some hosts create namespaces without IPv6
+    _run("ip", "link", "set", "lo", "up")
+    return None
 
 
 def make_addresses_local() -> None:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from tests.e2e.namespace import ForbiddenError, command
+from tests.e2e.namespace import ForbiddenError, again_inside
 from tests.faults.bench import run
 from tests.faults.rows import IDS, TIMED, NotRunError, Row, chosen
 from tests.figures import MET, MISSED, NOT_RUN, Figure, failing, write
@@ -28,7 +26,6 @@ LIMIT, LONG_LIMIT = 120.0, 1200.0
 """Seconds that one row may take."""
 TIMES = 3
 """Measurements of a row on a shared machine, at most."""
-_INSIDE = "CANAL_DNS_FAULTS_INSIDE"
 
 
 def main(arguments: list[str]) -> int:
@@ -42,16 +39,13 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no such row: {', '.join(unknown)}; there are U1 to U22, K1 to K15, P1 to P21 and A1 to A6")
     if wanted.write and wanted.rows:
         parser.error("--write is for a run of all rows")
-    if not os.environ.get(_INSIDE):
-        try:
-            prefix = command()
-        except ForbiddenError as problem:
-            print(f"the fault bench cannot run: {problem}", file=sys.stderr)
-            return 1
-        inner = [*prefix, sys.executable, "-m", "tests.faults", *arguments]
-        return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
-    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    try:
+        status = again_inside("tests.faults", arguments)
+    except ForbiddenError as problem:
+        print(f"the fault bench cannot run: {problem}", file=sys.stderr)
+        return 1
+    if status is not None:
+        return status
     figures = [repeated(row, long=wanted.long, times=TIMES if wanted.shared else 1) for row in chosen(wanted.rows)]
     missed = sum(figure.result != MET for figure in figures)
     wrong = failing(figures, TIMED if wanted.shared else ())

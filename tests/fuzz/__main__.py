@@ -25,7 +25,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.e2e.namespace import ForbiddenError, command
+from tests.e2e.namespace import ForbiddenError, again_inside
 from tests.faults.bench import run
 from tests.faults.rows import NotRunError, Outcome, Row
 from tests.figures import MET, MISSED, NOT_RUN, Figure, write
@@ -39,7 +39,6 @@ SECONDS, LONG_SECONDS = 60, 600
 """Of looking guided by coverage, for all targets together on this machine's cores."""
 LIMIT, LONG_LIMIT = 180.0, 3600.0
 """Seconds that a run against a server may take."""
-_INSIDE = "CANAL_DNS_FUZZ_INSIDE"
 
 _NO_FINDING = "no exception, no difference between the twins, every reply valid; work at most linear in the input's size"
 _NATIVE = "native", "the C of the extensions under the address and undefined behaviour sanitizers", "no error; work linear"
@@ -71,16 +70,13 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no such target: {', '.join(unknown)}; there are {', '.join(names)}")
     if wanted.write and wanted.targets:
         parser.error("--write is for a run of all targets")
-    if not os.environ.get(_INSIDE):
-        try:
-            prefix = command()
-        except ForbiddenError as problem:
-            print(f"nothing can be fuzzed: {problem}", file=sys.stderr)
-            return 1
-        inner = [*prefix, sys.executable, "-m", "tests.fuzz", *arguments]
-        return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
-    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    try:
+        status = again_inside("tests.fuzz", arguments)
+    except ForbiddenError as problem:
+        print(f"nothing can be fuzzed: {problem}", file=sys.stderr)
+        return 1
+    if status is not None:
+        return status
     chosen = [name for name in names if name in wanted.targets or not wanted.targets]
     seconds = wanted.seconds or (LONG_SECONDS if wanted.long else SECONDS)
     figures = run_all(chosen, seconds, long=wanted.long)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.errors import BenchError
-from tests.e2e.namespace import ForbiddenError, command
+from tests.e2e.namespace import ForbiddenError, again_inside
 from tests.figures import MET, failing, write
 from tests.soak.load import LoadError
 from tests.soak.soak import soak
@@ -27,7 +25,6 @@ SHORTEST = 30.0
 """Seconds: in less not everything has happened twice."""
 TIMED = frozenset({"S1", "S3", "S4", "S5"})
 """The load, what was lost, SERVFAIL and memory (queues are memory): nobody keeps up with a peak that others then take away."""
-_INSIDE = "CANAL_DNS_SOAK_INSIDE"
 
 
 def main(arguments: list[str]) -> int:
@@ -38,16 +35,13 @@ def main(arguments: list[str]) -> int:
     wanted = parser.parse_args(arguments)
     if wanted.seconds < SHORTEST:
         parser.error(f"--seconds is {SHORTEST:g} at least")
-    if not os.environ.get(_INSIDE):
-        try:
-            prefix = command()
-        except ForbiddenError as problem:
-            print(f"the soak cannot run: {problem}", file=sys.stderr)
-            return 1
-        inner = [*prefix, sys.executable, "-m", "tests.soak", *arguments]
-        return subprocess.run(inner, env={**os.environ, _INSIDE: "1"}, check=False).returncode
-    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    try:
+        status = again_inside("tests.soak", arguments)
+    except ForbiddenError as problem:
+        print(f"the soak cannot run: {problem}", file=sys.stderr)
+        return 1
+    if status is not None:
+        return status
     try:
         figures = asyncio.run(soak(wanted.seconds))
     except (LoadError, BenchError) as problem:
