@@ -198,7 +198,7 @@ async def test_pods_follow_the_selector_of_the_gateway_service(w):
     await w.until(lambda: w.names("Pod") == {"istio-system/other"})
     w.server.put(make.gateway_service(selector={}))
     await w.until(lambda: w.names("Pod") == {"istio-system/other", "istio-system/gw-0"})
-    assert "labelSelector" not in w.server.watches("pods")[-1].request.query
+    await w.until(lambda: any("labelSelector" not in one.request.query for one in w.server.watches("pods")))
     w.server.delete("Service", "istio-system", "internalgateway")
     await w.until(lambda: not w.names("Pod"))
     await w.until(lambda: not w.server.watches("pods"))
