@@ -54,7 +54,7 @@ class Need:
         for path in dict.fromkeys((self.path, os.path.realpath(self.path))):
             for folder in reversed(Path(path).parents):
                 if not os.access(folder, os.X_OK):
-                    return f"{text} ({folder} lets it not through)"
+                    return f"{text} ({folder} does not let it through)"
         return text
 
 
