@@ -44,6 +44,13 @@ def failing(figures: Sequence[Figure], timed: Collection[str] = ()) -> list[Figu
     return [figure for figure in figures if figure.result != MET and not (figure.result == MISSED and figure.id in timed)]
 
 
+def conclude(figures: Sequence[Figure], timed: Collection[str] = ()) -> int:
+    """Say how many are met, and give the exit status of a run; `timed` as for `failing`."""
+    missed, wrong = sum(figure.result != MET for figure in figures), failing(figures, timed)
+    print(f"{len(figures) - missed} met, {missed} not" + (f", of which count: {len(wrong)}" if len(wrong) != missed else ""))
+    return 1 if wrong else 0
+
+
 def write(path: Path, figures: Sequence[Figure], *, form: str) -> None:
     """Keep them; `form`: how the run was started ("long", "600 s")."""
     machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()}

@@ -91,7 +91,6 @@ class Forwarder:
         self._memory = Memory()
         self._inflight = Inflight(self._upstreams, os.urandom, is_peer, self._memory.match)
         self.loops = UpstreamLoops(self._upstreams, counters)
-        self._domain = domain
         self._series = SeriesOf(counters)
         self.counters = counters
         self._quick: Quick | None = None
@@ -207,8 +206,7 @@ class Forwarder:
             self.loops.forget(upstream)
             self._told.pop(upstream, None)
             self._series.pop(upstream, None)
-        self._domain = domain or self._domain
-        self.loops.reconfigure(self._domain, always_do, _clock())
+        self.loops.reconfigure(domain, always_do, _clock())
         self._tell()
         self._arm(_clock())
 

@@ -35,12 +35,13 @@ class UpstreamLoops(Loops):
         self._told: dict[Upstream, list[bytes]] = {}
 
     def reconfigure(self, domain: bytes | None, always_do: bool, now: float) -> None:
-        """The upstreams have changed, or how they are asked; without a cluster domain nobody is probed."""
+        """The upstreams have changed, or how they are asked; `domain`: another cluster domain, None: as it was. Without any
+        nobody is probed."""
         self.always_do = always_do
         self.hosts = frozenset(upstream.endpoint.host for upstream in self._upstreams)
-        if domain is not None:
-            self._domain = domain
-            self.configure(self._upstreams, domain, always_do, now)
+        self._domain = domain or self._domain
+        if self._domain:
+            self.configure(self._upstreams, self._domain, always_do, now)
 
     def forget(self, upstream: Upstream) -> None:
         """It is not configured any more."""

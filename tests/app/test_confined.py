@@ -9,11 +9,9 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import dns.exception
@@ -134,14 +132,6 @@ class Confined(Server):
     def inside(self, path):
         """A path as the server sees it."""
         return Path(f"/proc/{self.popen.pid}/root{path}")
-
-
-@pytest.fixture
-def folder():
-    made = Path(tempfile.mkdtemp(prefix="canal-dns-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import dns.exception
@@ -38,15 +37,6 @@ def _possible():
         if os.environ.get("CI") == "true" and os.geteuid() == 0:
             pytest.fail(why)
         pytest.skip(why)
-
-
-@pytest.fixture
-def folder():
-    """Everybody may come to it, which pytest's own folders do not allow."""
-    made = Path(tempfile.mkdtemp(prefix="canal-dns-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

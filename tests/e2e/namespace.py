@@ -51,11 +51,16 @@ def command() -> list[str]:
     raise ForbiddenError(f"the kernel makes no namespaces ({said}); run as root, or allow user namespaces")
 
 
-def again_inside(module: str, arguments: Sequence[str]) -> int | None:
+def again_inside(module: str, arguments: Sequence[str], *, cannot: str) -> int | None:
     """Runs `python -m MODULE ARGUMENTS` once more in fresh namespaces and gives its exit status; None where this is that run:
-    then loopback is up, with IPv6, and there is nothing beside it. Raises ForbiddenError."""
+    then loopback is up, with IPv6, and there is nothing beside it. `cannot`: said, with the reason, where there are none."""
     if os.environ.get(_INSIDE) != module:
-        again = [*command(), sys.executable, "-m", module, *arguments]
+        try:
+            prefix = command()
+        except ForbiddenError as problem:
+            print(f"{cannot}: {problem}", file=sys.stderr)
+            return 1
+        again = [*prefix, sys.executable, "-m", module, *arguments]
         return subprocess.run(again, env={**os.environ, _INSIDE: module}, check=False).returncode
     Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("0")  # some hosts create namespaces without IPv6
     _run("ip", "link", "set", "lo", "up")

@@ -16,10 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.e2e.namespace import ForbiddenError, again_inside
+from tests.e2e.namespace import again_inside
 from tests.faults.bench import run
 from tests.faults.rows import IDS, TIMED, NotRunError, Row, chosen
-from tests.figures import MET, MISSED, NOT_RUN, Figure, failing, write
+from tests.figures import MET, MISSED, NOT_RUN, Figure, conclude, write
 
 RESULTS = Path(__file__).with_name("results.json")
 LIMIT, LONG_LIMIT = 120.0, 1200.0
@@ -39,21 +39,15 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no such row: {', '.join(unknown)}; there are U1 to U22, K1 to K15, P1 to P21 and A1 to A6")
     if wanted.write and wanted.rows:
         parser.error("--write is for a run of all rows")
-    try:
-        status = again_inside("tests.faults", arguments)
-    except ForbiddenError as problem:
-        print(f"the fault bench cannot run: {problem}", file=sys.stderr)
-        return 1
+    status = again_inside("tests.faults", arguments, cannot="the fault bench cannot run")
     if status is not None:
         return status
     figures = [repeated(row, long=wanted.long, times=TIMES if wanted.shared else 1) for row in chosen(wanted.rows)]
-    missed = sum(figure.result != MET for figure in figures)
-    wrong = failing(figures, TIMED if wanted.shared else ())
-    print(f"{len(figures) - missed} met, {missed} not" + (f", of which count: {len(wrong)}" if len(wrong) != missed else ""))
+    status = conclude(figures, TIMED if wanted.shared else ())
     if wanted.write:
         form = "long form" if wanted.long else "short form"
         write(RESULTS, figures, form=f"{form}, what was missed measured up to {TIMES} times" if wanted.shared else form)
-    return 1 if wrong else 0
+    return status
 
 
 def repeated(row: Row, *, long: bool, times: int) -> Figure:

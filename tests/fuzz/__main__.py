@@ -25,10 +25,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.e2e.namespace import ForbiddenError, again_inside
+from tests.e2e.namespace import again_inside
 from tests.faults.bench import run
 from tests.faults.rows import NotRunError, Outcome, Row
-from tests.figures import MET, MISSED, NOT_RUN, Figure, write
+from tests.figures import MET, MISSED, NOT_RUN, Figure, conclude, write
 from tests.fuzz import native, work
 from tests.fuzz.live import live
 from tests.fuzz.spoof import spoof
@@ -70,21 +70,16 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no such target: {', '.join(unknown)}; there are {', '.join(names)}")
     if wanted.write and wanted.targets:
         parser.error("--write is for a run of all targets")
-    try:
-        status = again_inside("tests.fuzz", arguments)
-    except ForbiddenError as problem:
-        print(f"nothing can be fuzzed: {problem}", file=sys.stderr)
-        return 1
+    status = again_inside("tests.fuzz", arguments, cannot="nothing can be fuzzed")
     if status is not None:
         return status
     chosen = [name for name in names if name in wanted.targets or not wanted.targets]
     seconds = wanted.seconds or (LONG_SECONDS if wanted.long else SECONDS)
     figures = run_all(chosen, seconds, long=wanted.long)
-    missed = sum(figure.result != MET for figure in figures)
-    print(f"{len(figures) - missed} met, {missed} not")
+    status = conclude(figures)
     if wanted.write:
         write(RESULTS, figures, form=f"{seconds} s{', long' if wanted.long else ''}")
-    return 1 if missed else 0
+    return status
 
 
 def run_all(names: list[str], seconds: int, *, long: bool) -> list[Figure]:

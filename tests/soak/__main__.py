@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.errors import BenchError
-from tests.e2e.namespace import ForbiddenError, again_inside
-from tests.figures import MET, failing, write
+from tests.e2e.namespace import again_inside
+from tests.figures import conclude, write
 from tests.soak.load import LoadError
 from tests.soak.soak import soak
 
@@ -35,11 +35,7 @@ def main(arguments: list[str]) -> int:
     wanted = parser.parse_args(arguments)
     if wanted.seconds < SHORTEST:
         parser.error(f"--seconds is {SHORTEST:g} at least")
-    try:
-        status = again_inside("tests.soak", arguments)
-    except ForbiddenError as problem:
-        print(f"the soak cannot run: {problem}", file=sys.stderr)
-        return 1
+    status = again_inside("tests.soak", arguments, cannot="the soak cannot run")
     if status is not None:
         return status
     try:
@@ -49,12 +45,10 @@ def main(arguments: list[str]) -> int:
         return 1
     for figure in figures:
         print(figure)
-    missed = sum(figure.result != MET for figure in figures)
-    wrong = failing(figures, TIMED if wanted.shared else ())
-    print(f"{len(figures) - missed} met, {missed} not" + (f", of which count: {len(wrong)}" if len(wrong) != missed else ""))
+    status = conclude(figures, TIMED if wanted.shared else ())
     if wanted.write:
         write(RESULTS, figures, form=f"{wanted.seconds:g} s")
-    return 1 if wrong else 0
+    return status
 
 
 if __name__ == "__main__":
